@@ -1,0 +1,4 @@
+from .vig import ViG
+from .vigh import ViGH
+
+__all__ = ['ViG', 'ViGH']

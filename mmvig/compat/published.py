@@ -1,0 +1,36 @@
+"""MMEngine reads weights under `state_dict` only: a file that nests them under `model`, as the published ViG files and
+many others do, loads nothing, with a warning at most. Here such files are read, and loading nothing is an error."""
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import checkpoint as engine
+
+
+def install() -> None:
+    """Wraps MMEngine's file loader, through which every load and resume goes, and its state-dict loader."""
+    read, load = engine.CheckpointLoader.load_checkpoint.__func__, engine.load_state_dict
+
+    def load_checkpoint(cls, filename, map_location=None, logger='current'):
+        from mmvig.models.checkpoints import normalise_checkpoint  # not before it is needed: it imports the models
+
+        checkpoint = read(cls, filename, map_location, logger)
+        return normalise_checkpoint(checkpoint) if isinstance(checkpoint, dict) else checkpoint
+
+    def load_state_dict(module, state_dict, strict=False, logger=None):
+        check_overlap(module, state_dict)
+        load(module, state_dict, strict, logger)
+
+    engine.CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
+    engine.load_state_dict = load_state_dict
+
+
+def check_overlap(module, state_dict: dict) -> None:
+    """Raises ValueError when not one name of the file is one of the model's."""
+    while is_model_wrapper(module):
+        module = module.module
+    own = module.state_dict().keys()
+    if own and not any(name in own or name.removeprefix('backbone.') in own for name in state_dict):
+        raise ValueError(
+            f'nothing in the checkpoint fits {type(module).__name__}: the file has {len(state_dict)} names such as '
+            f'{list(map(str, state_dict))[:3]}, the model {len(own)} such as {list(own)[:3]}; a file that holds '
+            "only a part of the model needs init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...) on that part"
+        )

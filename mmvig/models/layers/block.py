@@ -1,0 +1,44 @@
+"""The residual block of both backbones."""
+
+from collections.abc import Callable
+
+import torch.nn as nn
+from torch import Tensor
+from torchvision.ops import StochasticDepth
+
+from .gated_mlp import GatedMLP
+from .mixer import BiGLAMixer
+
+
+class Block(nn.Module):
+    """x <- x + mixer(norm(x)), then x <- x + mlp(norm(x)) (paper section 3.4).
+
+    Args:
+        dims: channels C.
+        num_heads: heads of the mixer.
+        norm_layer: makes a norm over the last axis from its width.
+        mlp_multiple: the hidden width of the MLP is rounded up to a multiple of this.
+        act: use the SiLUs of the mixer.
+        drop_path: chance in [0, 1) that training skips a branch for a sample.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        num_heads: int,
+        norm_layer: Callable[[int], nn.Module],
+        mlp_multiple: int,
+        act: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm_layer(dims)
+        self.mixer = BiGLAMixer(dims, num_heads, act)
+        self.norm2 = norm_layer(dims)
+        self.mlp = GatedMLP(dims, mlp_multiple)
+        self.drop_path = StochasticDepth(drop_path, mode='row')
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C) to (B, H, W, C)."""
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
