@@ -1,10 +1,15 @@
 """ViG and ViG-H, the gated-linear-attention vision backbones, for mmpretrain, mmdetection and mmsegmentation."""
 
-from mmengine.config.utils import MODULE2PACKAGE
-
 from mmvig import compat
+from mmvig.compat.imports import after_import
 
 __version__ = '0.1.0'
 
-MODULE2PACKAGE.setdefault('mmvig', 'mmvig')  # MMEngine asserts that the package of an `mmvig::...` address is listed here
+
+def _make_addressable(config_utils) -> None:
+    """Let `mmvig::...` config addresses resolve: MMEngine asserts that their package is listed here."""
+    config_utils.MODULE2PACKAGE.setdefault('mmvig', 'mmvig')
+
+
+after_import('mmengine.config.utils', _make_addressable)
 compat.apply()

@@ -1,5 +1,25 @@
-"""What today's torch, numpy, transformers and setuptools need from the OpenMMLab releases."""
+"""What today's torch, setuptools and transformers need from the OpenMMLab releases: one file a cause.
+
+`import mmvig` calls `apply`. Every fix looks whether its cause is present in this environment, does nothing where it
+is not, and otherwise waits for the import of the library it mends; `report` says what was changed and why.
+"""
+
+from mmvig.compat import checkpoint_loading, mmcv_ext, mmseg_tokenizer, multimodal, package_metadata, published
+from mmvig.compat.change import Change
+
+__all__ = ['Change', 'apply', 'report']
+
+FIXES = (mmcv_ext, checkpoint_loading, published, package_metadata, multimodal, mmseg_tokenizer)
+_changes: dict[str, Change | None] = {}
 
 
 def apply() -> None:
-    """Does nothing yet."""
+    """Install every fix whose cause is present. A second call does nothing."""
+    for fix in FIXES:
+        if fix.__name__ not in _changes:
+            _changes[fix.__name__] = fix.apply()
+
+
+def report() -> list[Change]:
+    """The changes made in this process, in the order of `FIXES`; empty where nothing is broken."""
+    return [change for change in _changes.values() if change is not None]

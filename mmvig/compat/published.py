@@ -1,12 +1,26 @@
 """MMEngine reads weights under `state_dict` only: a file that nests them under `model`, as the published ViG files and
 many others do, loads nothing, with a warning at most. Here such files are read, and loading nothing is an error."""
 
-from mmengine.model import is_model_wrapper
-from mmengine.runner import checkpoint as engine
+from types import ModuleType
+
+from mmvig.compat.change import Change
+from mmvig.compat.imports import after_import
+
+__all__ = ['apply']
 
 
-def install() -> None:
+def apply() -> Change:
     """Wraps MMEngine's file loader, through which every load and resume goes, and its state-dict loader."""
+    after_import('mmengine.runner.checkpoint', _patch)
+    return Change(
+        name='checkpoints nested under `model`',
+        cause='MMEngine reads weights under `state_dict` only and loads nothing from other files, with a warning at most',
+        action='such files and the published ViG files are read; a file of which nothing fits the model is an error',
+        cure='none needed',
+    )
+
+
+def _patch(engine: ModuleType) -> None:
     read, load = engine.CheckpointLoader.load_checkpoint.__func__, engine.load_state_dict
 
     def load_checkpoint(cls, filename, map_location=None, logger='current'):
@@ -16,15 +30,17 @@ def install() -> None:
         return normalise_checkpoint(checkpoint) if isinstance(checkpoint, dict) else checkpoint
 
     def load_state_dict(module, state_dict, strict=False, logger=None):
-        check_overlap(module, state_dict)
+        _check_overlap(module, state_dict)
         load(module, state_dict, strict, logger)
 
     engine.CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
     engine.load_state_dict = load_state_dict
 
 
-def check_overlap(module, state_dict: dict) -> None:
+def _check_overlap(module, state_dict: dict) -> None:
     """Raises ValueError when not one name of the file is one of the model's."""
+    from mmengine.model import is_model_wrapper
+
     while is_model_wrapper(module):
         module = module.module
     own = module.state_dict().keys()

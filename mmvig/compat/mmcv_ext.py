@@ -1,0 +1,63 @@
+"""A stand-in for mmcv's compiled operators where mmcv comes without them.
+
+OpenMMLab builds no mmcv wheels for torch newer than 2.4; mmcv-lite, or an mmcv installed without a compiler, then lacks
+the extension module `mmcv._ext` that mmdet imports. The stand-in computes the operators of the usual detectors with
+torchvision (`mmvig.compat.torchvision_ops`). It is found last, so a real extension always goes before it.
+"""
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import NoReturn
+
+from mmvig.compat.change import Change
+from mmvig.compat.imports import StandIn, installed
+
+__all__ = ['CURE', 'apply', 'has_real_extension']
+
+NAME = 'mmcv._ext'
+CURE = (
+    'build mmcv where a C++ (and CUDA) compiler is at hand: pip uninstall mmcv-lite && '
+    'pip install --no-build-isolation mmcv==2.1.0; or take the maintained fork with ready wheels: onedl-mmcv'
+)
+
+
+def apply() -> Change | None:
+    if not installed('mmcv') or has_real_extension():
+        return None
+    sys.meta_path.append(StandIn(NAME, _fill))
+    return Change(
+        name='mmcv operators',
+        cause='the installed mmcv has no compiled operators (mmcv._ext)',
+        action='served over torchvision: nms, soft-nms, RoIAlign, RoIPool, sigmoid focal loss, deformable convolution '
+        '(v1, v2) and multi-scale deformable attention, on CPU and CUDA; every other operator raises when it is called',
+        cure=CURE,
+    )
+
+
+def has_real_extension() -> bool:
+    """Whether an installed mmcv brings its compiled module, found without importing either."""
+    mmcv = importlib.util.find_spec('mmcv')
+    finders = (finder for finder in sys.meta_path if not isinstance(finder, StandIn))
+    return any(finder.find_spec(NAME, mmcv.submodule_search_locations) for finder in finders)
+
+
+def _fill(module: ModuleType) -> None:
+    from mmvig.compat import torchvision_ops  # imports torch and torchvision, hence only once mmcv.ops is wanted
+
+    vars(module).update({name: getattr(torchvision_ops, name) for name in torchvision_ops.__all__})
+    module.__getattr__ = _refuse
+
+
+def _refuse(name: str):
+    """A function that raises: mmcv.ops asks for the names of all operators at import, long before a call."""
+    if name.startswith('__'):
+        raise AttributeError(f'module {NAME!r} has no attribute {name!r}')
+
+    def operator(*args, **kwargs) -> NoReturn:
+        raise NotImplementedError(
+            f'{name!r} is a compiled operator of mmcv, and the installed mmcv has none; '
+            f'the stand-in that mmvig serves over torchvision does not compute it. To have it, {CURE}'
+        )
+
+    return operator

@@ -1,0 +1,83 @@
+"""MMEngine's look-ups of installed packages, without pkg_resources.
+
+setuptools 82 removed `pkg_resources`, on which every `mmdet::...` config address depends: `is_installed` and
+`get_installed_path` of mmengine.utils import it. The standard library's `importlib.metadata` answers the same questions.
+"""
+
+import os
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from types import ModuleType
+
+from mmvig.compat.change import Change
+from mmvig.compat.imports import after_import, installed, rebind
+
+__all__ = ['apply', 'get_installed_path', 'is_installed', 'package2module']
+
+
+def apply() -> Change | None:
+    if installed('pkg_resources'):
+        return None
+    after_import('mmengine.utils.package_utils', _patch)
+    return Change(
+        name='package look-up',
+        cause='setuptools 82 and newer bring no pkg_resources, which MMEngine imports for every `package::config`',
+        action='mmengine.utils.is_installed, get_installed_path and package2module use importlib.metadata',
+        cure='nothing to do; without mmvig: pip install "setuptools<82"',
+    )
+
+
+def _patch(package_utils: ModuleType) -> None:
+    for ours in (is_installed, get_installed_path, package2module):
+        theirs = getattr(package_utils, ours.__name__)
+        if theirs is not ours:
+            rebind(theirs, ours)
+            setattr(package_utils, ours.__name__, ours)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a distribution, or else an importable module that is no namespace package, has this name."""
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        spec = find_spec(package)
+        return spec is not None and spec.origin is not None
+    return True
+
+
+def get_installed_path(package: str) -> str:
+    """The folder of an installed package's module.
+
+    Args:
+        package: Name of a distribution ('mmsegmentation') or of a module ('mmseg').
+
+    Raises:
+        PackageNotFoundError: Neither exists.
+        RuntimeError: It is a namespace package, which has no one folder.
+    """
+    try:
+        path = distribution(package).locate_file(package)
+    except PackageNotFoundError:
+        module = package
+    else:
+        if os.path.isdir(path):
+            return str(path)
+        module = package2module(package)
+    spec = find_spec(module)
+    if spec is None:
+        raise PackageNotFoundError(package)
+    if spec.origin is None:
+        raise RuntimeError(f'package={package!r} is a namespace package: it has no one folder')
+    return os.path.dirname(spec.origin)
+
+
+def package2module(package: str) -> str:
+    """The module that a distribution installs: 'mmsegmentation' -> 'mmseg'.
+
+    Raises:
+        ValueError: The distribution does not say.
+    """
+    names = (distribution(package).read_text('top_level.txt') or '').split()
+    if not names:
+        raise ValueError(f'package={package!r} does not say which module it installs (no top_level.txt)')
+    return names[0]
