@@ -28,6 +28,7 @@ STATISTICS = ('mean', 'max', 'min', 'current')
 
 
 def apply() -> Change | None:
+    """Guard MMEngine's loading of files, from torch 2.6 on."""
     if not installed('torch') or _release(version('torch')) < (2, 6):
         return None
     after_import('mmengine.runner.checkpoint', _patch)
@@ -216,7 +217,7 @@ def _diagnose(path: str, error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and not isinstance(error, pickle.UnpicklingError):
         return None  # a real but older checkpoint, and a device that is not there
     return (
-        f'{file} is no PyTorch checkpoint ({size} bytes, the first are {head!r}). It takes a file written by torch.save; '
+        f'{file} is no PyTorch checkpoint ({size} bytes, the first are {head!r}), which torch.save writes; '
         'a web page or a Git LFS pointer in its place means that the download went wrong.'
     )
 

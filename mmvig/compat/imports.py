@@ -1,4 +1,4 @@
-"""Two import hooks: run a patch right after a module is imported, and serve a module of our own in a missing one's place.
+"""Import hooks: a patch that runs right after a module is imported, and a module of our own in a missing one's place.
 
 Both wait for the import, so that `import mmvig` loads none of the libraries it mends.
 """

@@ -23,6 +23,7 @@ CURE = (
 
 
 def apply() -> Change | None:
+    """Serve the stand-in, where mmcv is there and its extension is not."""
     if not installed('mmcv') or has_real_extension():
         return None
     sys.meta_path.append(StandIn(NAME, _fill))

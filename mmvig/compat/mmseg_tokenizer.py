@@ -17,6 +17,7 @@ CURE = 'pip install ftfy regex'
 
 
 def apply() -> Change | None:
+    """Put a placeholder before the tokenizer, where it could not be imported."""
     missing = [name for name in ('ftfy', 'regex') if not installed(name)]
     if not missing or not installed('mmseg'):
         return None

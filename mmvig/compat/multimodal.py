@@ -18,6 +18,7 @@ CURE = 'pip install "transformers>=4.28,<5", if you need the image-and-text mode
 
 
 def apply() -> Change | None:
+    """Have mmpretrain go without image-and-text models, where transformers is too new for them."""
     try:
         found = version('transformers')
         version('mmpretrain')

@@ -1,7 +1,7 @@
 """MMEngine's look-ups of installed packages, without pkg_resources.
 
 setuptools 82 removed `pkg_resources`, on which every `mmdet::...` config address depends: `is_installed` and
-`get_installed_path` of mmengine.utils import it. The standard library's `importlib.metadata` answers the same questions.
+`get_installed_path` of mmengine.utils import it. `importlib.metadata` of the standard library answers the same.
 """
 
 import os
@@ -16,6 +16,7 @@ __all__ = ['apply', 'get_installed_path', 'is_installed', 'package2module']
 
 
 def apply() -> Change | None:
+    """Replace the three look-ups, where pkg_resources is gone."""
     if installed('pkg_resources'):
         return None
     after_import('mmengine.utils.package_utils', _patch)
