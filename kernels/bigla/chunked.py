@@ -41,7 +41,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, tot_f: Tensor, tot_b: Tensor, NC: i
     s = 1
     while s < C:
         qf, qb, kf, kb = (x.reshape(-1, 2, s, K) for x in (qf, qb, kf, kb))
-        tf, tb = tot_f.view(-1, 2, 1, K), tot_b.view(-1, 2, 1, K)
+        tf, tb = tot_f.reshape(-1, 2, 1, K), tot_b.reshape(-1, 2, 1, K)
         vs = v.reshape(-1, 2, s, V)
         lower = qf[:, 1] @ kf[:, 0].mT @ vs[:, 0]
         upper = qb[:, 0] @ kb[:, 1].mT @ vs[:, 1]

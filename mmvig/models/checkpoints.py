@@ -124,10 +124,9 @@ def adapt_state_dict(backbone: nn.Module, state_dict: dict, prefix: str, *_) -> 
     if is_published(given):
         given = rename_published(given)
     if any(name.startswith('backbone.') for name in given):
-        unused = [name for name in given if not name.startswith('backbone.')]
-        if unused:
-            print_log(f'not loaded into {type(backbone).__name__}, which has no place for them: {unused}', 'current')
-        given = {name.removeprefix('backbone.'): value for name, value in given.items() if name not in unused}
+        if head := [name for name in given if name.startswith('head.')]:
+            print_log(f'not loaded, since {type(backbone).__name__} has no classifier: {head}', 'current')
+        given = {name.removeprefix('backbone.'): value for name, value in given.items() if name not in head}
 
     own = dict(backbone.named_parameters())
     if 'pos_embed' in own and 'pos_embed' in given:
