@@ -81,6 +81,7 @@ def softnms(
         offset: As in `nms`.
     """
     boxes, scores = _wide(boxes, scores)
+    scores = scores.clone()  # the caller's stay as they are
     left, taken = torch.arange(len(boxes), device=boxes.device), []
     while len(left):
         best = scores[left].argmax()
