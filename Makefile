@@ -1,0 +1,121 @@
+# Everything runs in $(ENV), which `make env` builds from the pinned requirements and rebuilds when they change.
+#
+#   ENV          where the environment lives
+#   PYTHON       the interpreter that it is made from, 3.10 to 3.13
+#   TORCH_INDEX  another package index for torch and torchvision, for instance PyTorch's own index of CPU builds
+#
+# The environment remembers its PYTHON and TORCH_INDEX: name them once.
+ENV ?= .venv
+DATA := data/digit_scenes
+WORK_DIR := work_dirs/quickstart
+CONFIG := configs/mmdet/digits/mask-rcnn_vigh-gla-nano_fpn_quickstart_digits.py
+CODE := mmvig kernels configs tools tests setup.py
+
+PY := $(ENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
+ifeq ($(origin PYTHON), undefined)
+  # 3.11 first: the one that everything is tested with
+  PYTHON := $(shell cat $(ENV)/python 2>/dev/null || for python in python3.11 python3.12 python3.13 python3.10 python3 python; \
+    do $$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+endif
+ifeq ($(origin TORCH_INDEX), undefined)
+  TORCH_INDEX := $(shell cat $(ENV)/torch-index 2>/dev/null)
+endif
+KEY := $(shell { cat requirements/*.txt; echo '$(PYTHON) $(TORCH_INDEX)'; } | sha256sum | cut -c 1-16)
+
+# `$(call say,words)` prints the time since make began, then the words.
+ifndef BEGAN
+  export BEGAN := $(shell date +%s)
+endif
+say = @t=$$(( $$(date +%s) - $(BEGAN) )); printf '\n[%d:%02d] %s\n' $$(( t / 60 )) $$(( t % 60 )) '$(1)'
+
+.PHONY: help env quickstart quickstart-short test test-all lint format clean python FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make quickstart   from a fresh clone to a trained detector, its AP and pictures of what it sees'
+	@echo 'make test         the fast tests'
+	@echo 'make test-all     all tests'
+	@echo 'make lint         style, spelling and house rules; make format repairs the style'
+	@echo 'make env          only the environment, in $(ENV)'
+	@echo 'make clean        removes the environment and what was built; data/ and work_dirs/ stay'
+	@echo
+	@echo 'The environment takes about 5 GB, most of it the CUDA libraries that torch brings. Smaller, without them:'
+	@echo '  make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu'
+
+env: $(ENV)/complete-$(KEY) $(ENV)/installed
+
+$(ENV)/complete-$(KEY):
+	@$(if $(PYTHON),$(PYTHON),false) -c '$(SUPPORTED)' || \
+	  { echo '$(or $(PYTHON:%=PYTHON=% is),There is) no Python 3.10 to 3.13. Name one: make env PYTHON=/path/to/python3.11'; exit 1; }
+	@[ ! -e $(ENV) ] || [ -e $(ENV)/pyvenv.cfg ] || \
+	  { echo 'ENV=$(ENV) is there and is no virtual environment. It would be emptied: name another folder.'; exit 1; }
+	$(call say,Making the environment $(ENV) from $(PYTHON))
+	@$(PYTHON) -m venv --clear $(ENV) || \
+	  { echo 'PYTHON=$(PYTHON) cannot make environments: see above, or make env PYTHON=/path/to/python3.11'; exit 1; }
+ifdef TORCH_INDEX
+	$(call say,Installing PyTorch from $(TORCH_INDEX))
+	@$(PIP) --index-url $(TORCH_INDEX) -r requirements/torch.txt
+else
+	$(call say,Installing PyTorch with its CUDA libraries: 5 GB on the disk. `make help` names a smaller way.)
+	@$(PIP) --no-deps -r requirements/torch.txt -r requirements/cuda.txt
+endif
+	$(call say,Installing OpenMMLab and what it needs: 70 packages and 250 MB to download)
+	@$(PIP) --no-deps --quiet -r requirements/runtime.txt -r requirements/dev.txt
+	@echo '$(PYTHON)' > $(ENV)/python
+	@echo '$(TORCH_INDEX)' > $(ENV)/torch-index
+	@touch $@
+
+# Clones may share an environment, as .ci/run does: mmvig is linked to the clone that uses it now.
+$(ENV)/installed: $(ENV)/complete-$(KEY) setup.py pyproject.toml mmvig/__init__.py \
+    $(if $(filter $(CURDIR),$(shell cat $(ENV)/installed 2>/dev/null)),,FORCE)
+	$(call say,Installing mmvig as a link to this folder)
+	@$(PIP) --no-deps --quiet --no-build-isolation --editable .
+	@echo '$(CURDIR)' > $@
+
+quickstart: env
+	$(call say,1 of 4: writing the digit scenes)
+	@$(PY) tools/make_digit_scenes.py $(DATA)
+	$(call say,2 of 4: training a Mask R-CNN with a small ViG-H)
+	@$(PY) tools/train.py $(CONFIG) --work-dir $(WORK_DIR) --resume $(OPTIONS)
+	$(call say,3 of 4: testing it on held-out scenes)
+	@$(PY) tools/test.py $(CONFIG) $$(cat $(WORK_DIR)/last_checkpoint) --work-dir $(WORK_DIR) --out $(WORK_DIR)/metrics.json $(OPTIONS)
+	$(call say,4 of 4: drawing what it sees and how it learned)
+	@mkdir -p $(WORK_DIR)/scenes && cp $(DATA)/images/test/00000*.jpg $(WORK_DIR)/scenes
+	@$(PY) tools/image_demo.py $(CONFIG) $$(cat $(WORK_DIR)/last_checkpoint) $(WORK_DIR)/scenes --out-dir $(WORK_DIR)/predictions
+	@$(PY) tools/plot_training.py $(WORK_DIR) --out $(WORK_DIR)/training.png
+	$(call say,Done. Look at)
+	@echo '  $(WORK_DIR)/predictions    held-out scenes with the boxes and masks that it finds'
+	@echo '  $(WORK_DIR)/training.png   how it learned'
+	@echo '  $(WORK_DIR)/metrics.json   its box and mask AP'
+
+# The same steps on a handful of scenes: everything runs, nothing is learned.
+quickstart-short: WORK_DIR := work_dirs/quickstart-short
+quickstart-short: OPTIONS := --cfg-options train_cfg.max_epochs=1 +train_dataloader.dataset.indices=24 \
+    +val_dataloader.dataset.indices=8 +test_dataloader.dataset.indices=8
+quickstart-short: quickstart
+
+test: env
+	$(PY) -m pytest -n 2 -m 'not slow'
+
+test-all: env
+	$(PY) -m pytest -n 2
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m codespell_lib $(CODE) requirements .ci Makefile README.md
+	! grep -rnE --include='*.py' 'ipdb|make_block_ptr|sys\.path(\.(append|extend|insert)| *\+?=|\[)' $(CODE)
+	! grep -rnE --exclude-dir=__pycache__ '(^|[^[:alnum:]_.])/(home|root|work|Users)/' $(CODE) requirements README.md
+
+format: env
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf .venv build dist mmvig.egg-info mmvig/.mim .pytest_cache .ruff_cache .hypothesis
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
+
+python:
+	@echo '$(PYTHON)'
