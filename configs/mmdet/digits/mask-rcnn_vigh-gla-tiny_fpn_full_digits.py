@@ -1,0 +1,7 @@
+# Mask R-CNN with ViG-H-T on digit scenes, from scratch.
+_base_ = '../_base_/mask-rcnn_fpn_full_digits.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='mmvig.ViGH', arch='tiny'),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
