@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     from mmengine.fileio import dump
-    from mmengine.runner import Runner
+    from mmvig.engine import Runner
 
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -1,0 +1,6 @@
+from mmvig.engine.interrupt import Interrupted, InterruptHook
+from mmvig.engine.progress import ProgressHook
+from mmvig.engine.resume import ResumeHook
+from mmvig.engine.runner import Runner
+
+__all__ = ['InterruptHook', 'Interrupted', 'ProgressHook', 'ResumeHook', 'Runner']

@@ -24,7 +24,7 @@ def load_config(path: str, *, options: dict | None, work_dir: str | None, launch
 
 
 def set_dataloader_defaults(cfg: Config) -> None:
-    """mmpretrain's configs leave their data loaders' collate function to its tools; the other two libraries state it."""
+    """mmpretrain's configs leave the collate function to its tools; those of the other two libraries state it."""
     if cfg.get('default_scope') != 'mmpretrain':
         return
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):

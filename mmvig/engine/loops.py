@@ -1,0 +1,58 @@
+"""MMEngine's two training loops, with every iteration a function of the seed and the iteration's number."""
+
+import itertools
+from collections.abc import Iterator
+
+from mmengine.dist import get_rank
+from mmengine.runner import loops
+
+from mmvig.engine.batches import seed_random
+
+__all__ = ['EpochBasedTrainLoop', 'IterBasedTrainLoop']
+
+MODEL = 1  # keeps the random numbers of the model apart from those of the batch of the same iteration
+
+
+class EpochBasedTrainLoop(loops.EpochBasedTrainLoop):
+    """Continues a half-finished epoch where it stood.
+
+    Its data loader is built from a config that went through `mmvig.engine.batches.positioned`.
+    """
+
+    batches_done = 0  # of the current epoch, the batch in work included
+
+    def run_epoch(self) -> None:
+        self._first = self.batches_done
+        self.dataloader.batch_sampler.seek(self._first, count_from=self._iter - self._first)
+        super().run_epoch()
+        self.batches_done = 0
+
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        idx += self._first
+        self.batches_done = idx + 1
+        seed_random(self.runner.seed, get_rank(), self._iter, MODEL)
+        super().run_iter(idx, data_batch)
+
+
+class IterBasedTrainLoop(loops.IterBasedTrainLoop):
+    """Continues at the right batch without loading those before it.
+
+    Its data loader is built from a config that went through `mmvig.engine.batches.positioned`, endless.
+    """
+
+    def run(self) -> None:
+        self.dataloader_iterator = self._batches_from(self._iter, self.dataloader_iterator)
+        return super().run()
+
+    def run_iter(self, data_batch: dict) -> None:
+        seed_random(self.runner.seed, get_rank(), self._iter, MODEL)
+        super().run_iter(data_batch)
+
+    def _batches_from(self, start: int, loaded: Iterator) -> Iterator:
+        """Yields `start` times None, for MMEngine's loop to discard on resuming, and then the batches from there on."""
+        sampler = self.dataloader.batch_sampler
+        sampler.seek(start)
+        for _ in range(min(start, sampler.drawn)):  # the workers were given these when the loop was built
+            next(loaded)
+        yield from itertools.repeat(None, start)
+        yield from loaded

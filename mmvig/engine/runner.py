@@ -1,0 +1,94 @@
+"""MMEngine's Runner with exact resuming, safe interruption and a display of progress."""
+
+import logging
+import os
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
+from mmengine.runner import BaseLoop
+from mmengine.runner import Runner as MMEngineRunner
+
+from mmvig.engine.batches import positioned
+from mmvig.engine.interrupt import InterruptHook
+from mmvig.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
+
+__all__ = ['Runner']
+
+
+class Runner(MMEngineRunner):
+    """Takes every config that MMEngine's Runner takes.
+
+    - Resuming continues with the losses of the uninterrupted run (`mmvig.engine.resume`), for the train loops
+      'EpochBasedTrainLoop' and 'IterBasedTrainLoop'; write 'mmengine.EpochBasedTrainLoop' for MMEngine's own.
+    - The first Ctrl-C or SIGTERM in `train` leaves a checkpoint and raises `Interrupted`.
+    - A checkpoint has its name only once it is complete.
+    - `default_hooks.progress`, a ProgressHook, shows how far the run is; the log file is MMEngine's, and the console
+      gets its warnings alone. `default_hooks=dict(progress=None)` gives MMEngine's console back.
+    """
+
+    def train(self):
+        interrupt = InterruptHook()
+        self.register_hook(interrupt)
+        with interrupt.listening():
+            try:
+                return super().train()
+            finally:
+                self.call_hook('close')
+
+    def val(self) -> dict:
+        try:
+            return super().val()
+        finally:
+            self.call_hook('close')
+
+    def test(self) -> dict:
+        try:
+            return super().test()
+        finally:
+            self.call_hook('close')
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        if self.cfg.get('default_hooks', {}).get('progress', {}) is not None:
+            for handler in logger.handlers:
+                if not isinstance(handler, logging.FileHandler):
+                    handler.setLevel(max(handler.level, logging.WARNING))
+                    handler.addFilter(_is_for_users)
+        return logger
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
+            settings = dict(loop)
+            by_epoch = settings.pop('by_epoch', None)
+            kind = settings.pop('type', 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
+            for cls, endless in ((EpochBasedTrainLoop, False), (IterBasedTrainLoop, True)):
+                if kind == cls.__name__:
+                    batches = positioned(self._train_dataloader, seed=self.seed, endless=endless)
+                    return cls(self, batches, **settings)
+        return super().build_train_loop(loop)
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        ours = dict(resume=dict(type='mmvig.ResumeHook'), progress=dict(type='mmvig.ProgressHook'))
+        merged = {**ours, **(hooks or {})}
+        super().register_default_hooks(
+            {name: hook for name, hook in merged.items() if hook is not None or name not in ours}
+        )
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        if '://' in str(out_dir):  # object stores publish complete files only
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        unfinished = Path(out_dir, f'{filename}.part')
+        try:
+            super().save_checkpoint(out_dir, unfinished.name, *args, **kwargs)
+            if is_main_process():
+                os.replace(unfinished, Path(out_dir, filename))
+        finally:
+            if is_main_process():
+                unfinished.unlink(missing_ok=True)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """Whether a warning is not MMEngine's to its own developers, which every run repeats."""
+    return 'will be deprecated in future' not in record.getMessage()
