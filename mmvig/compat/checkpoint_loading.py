@@ -14,13 +14,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial, wraps
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlparse
 
 from mmvig.compat.change import Change
-from mmvig.compat.imports import after_import, installed
+from mmvig.compat.imports import after_import, distribution_version, installed
 
 __all__ = ['CheckpointError', 'apply', 'load_checkpoint_file']
 
@@ -29,8 +28,9 @@ STATISTICS = ('mean', 'max', 'min', 'current')
 
 def apply() -> Change | None:
     """Guard MMEngine's loading of files, from torch 2.6 on."""
-    if not installed('torch') or _release(version('torch')) < (2, 6):
-        return None
+    torch = distribution_version('torch')
+    if torch is None or _release(torch) < (2, 6) or distribution_version('onedl-mmengine'):
+        return None  # the fork has an answer of its own
     after_import('mmengine.runner.checkpoint', _patch)
     return Change(
         name='checkpoint loading',
@@ -43,6 +43,10 @@ def apply() -> Change | None:
 
 class CheckpointError(RuntimeError, pickle.UnpicklingError):
     """A file that is damaged, is no checkpoint, or asks for more than data."""
+
+
+class _Refused(Exception):
+    """What a file asks for and does not get; no UnpicklingError, which torch would rewrite on its way."""
 
 
 def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
@@ -120,8 +124,8 @@ class _Dtype:
 
         dtype = np.dtype(self.code).newbyteorder(self.order)
         if dtype.kind not in 'biufcSU':
-            raise CheckpointError(f'an array of numpy dtype {dtype}, which is no kind of number or text')
-        return np.frombuffer(data, dtype)
+            raise _Refused(f'an array of numpy dtype {dtype}, which is no kind of number or text')
+        return np.frombuffer(data, dtype) if data else np.empty(0, dtype)  # numpy reads no empty buffer
 
 
 class _Array:
@@ -143,8 +147,8 @@ def _statistic(owner: type, name: str) -> Callable:
     """What `builtins.getattr` answers: the four statistics of HistoryBuffer."""
     from mmengine.logging import HistoryBuffer
 
-    if not issubclass(owner, HistoryBuffer) or name not in STATISTICS:
-        raise CheckpointError(f'getattr({owner!r}, {name!r})')
+    if not isinstance(owner, type) or not issubclass(owner, HistoryBuffer) or name not in STATISTICS:
+        raise _Refused(f'getattr({owner!r}, {name!r})')
     return getattr(HistoryBuffer, name)
 
 
@@ -161,6 +165,7 @@ def _answers() -> list:
         return named(lambda *args: answer(*args), name)
 
     answers = [_Array, _Dtype, function(_Dtype, 'numpy.dtype'), function(_Array, 'numpy.ndarray')]
+    answers += [function(lambda *_: b'', 'builtins.bytes')]  # the contents of an empty array
     for core in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2, numpy 1
         answers += [function(_Array, f'{core}._reconstruct'), function(_scalar, f'{core}.scalar')]
     if installed('mmengine'):
@@ -197,29 +202,37 @@ def _plain(value: Any) -> Any:
 
 def _diagnose(path: str, error: Exception) -> str | None:
     """A sentence on the file that made `error`, with the cure; None where the file is not to blame."""
-    if isinstance(error, CheckpointError):
+    if isinstance(error, _Refused):
         return _refusal(path, str(error))
-    if refused := re.search(r'GLOBAL (\S+)', str(error)):
-        return _refusal(path, refused[1])
+    if refused := re.search(r'GLOBAL (\S+)|unrecognized function (<.*?>)|but got (<class .*?>)', str(error)):
+        return _refusal(path, next(filter(None, refused.groups())))
     file = _local_file(path)
-    if isinstance(error, OSError) or not os.path.isfile(file):
+    if not os.path.isfile(file) or not os.access(file, os.R_OK):
         return None
     with open(file, 'rb') as stream:
         head = stream.read(24)
     size = os.path.getsize(file)
-    if head.startswith(b'PK') and (not zipfile.is_zipfile(file) or 'PytorchStreamReader' in str(error)):
+    if _was_saved_by_torch(file, head):
+        unreadable = isinstance(error, (pickle.UnpicklingError, EOFError, OSError))
+        if not unreadable and not re.search('PytorchStreamReader|unexpected EOF', str(error)):
+            return None  # a sound file; the device that it wants is not there, say
+        again = 'Fetch it again' if file == path else 'Delete this file to download it again'
         return (
-            f'{file} is a damaged checkpoint ({size} bytes): writing, copying or downloading it was cut off. Fetch it '
-            f'again{"" if file == path else " after deleting this file"}, or go on from an earlier one of its folder.'
+            f'{file} is a damaged checkpoint ({size} bytes): its writing, copying or download was cut off. {again}, '
+            'or go on from an earlier one of its folder.'
         )
-    if head.startswith(b'PK'):
-        return None
-    if isinstance(error, RuntimeError) and not isinstance(error, pickle.UnpicklingError):
-        return None  # a real but older checkpoint, and a device that is not there
     return (
-        f'{file} is no PyTorch checkpoint ({size} bytes, the first are {head!r}), which torch.save writes; '
-        'a web page or a Git LFS pointer in its place means that the download went wrong.'
+        f'{file} is no PyTorch checkpoint: its {size} bytes start with {head!r}, and torch.save writes other files. '
+        'A web page or a Git LFS pointer in its place means that the download went wrong.'
     )
+
+
+def _was_saved_by_torch(file: str, head: bytes) -> bool:
+    """Whether a file starts as torch.save writes it: a zip archive, or before torch 1.6 a pickled magic number."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith('/data.pkl') for name in archive.namelist())
+    return head.startswith((b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'))
 
 
 def _refusal(path: str, what: str) -> str:

@@ -3,6 +3,7 @@
 Both wait for the import, so that `import mmvig` loads none of the libraries it mends.
 """
 
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ['StandIn', 'after_import', 'installed', 'rebind']
+__all__ = ['StandIn', 'after_import', 'distribution_version', 'installed', 'rebind']
 
 Patch = Callable[[ModuleType], None]
 
@@ -21,6 +22,14 @@ def installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # a finder that forbids the name, a module without a spec
         return False
+
+
+def distribution_version(name: str) -> str | None:
+    """The version of an installed distribution ('mmcv-lite', not 'mmcv'), or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def after_import(name: str, patch: Patch) -> None:

@@ -17,8 +17,9 @@ __all__ = ['CURE', 'apply', 'has_real_extension']
 
 NAME = 'mmcv._ext'
 CURE = (
-    'build mmcv where a C++ (and CUDA) compiler is at hand: pip uninstall mmcv-lite && '
-    'pip install --no-build-isolation mmcv==2.1.0; or take the maintained fork with ready wheels: onedl-mmcv'
+    'build mmcv where there is a C++ (and CUDA) compiler: pip uninstall mmcv-lite; pip install "setuptools<81" wheel; '
+    'pip install --no-build-isolation mmcv==2.1.0. Or change to the maintained forks (onedl-mmengine, onedl-mmcv, '
+    'onedl-mmdetection and so on), whose documentation names the index of ready wheels'
 )
 
 

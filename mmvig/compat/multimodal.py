@@ -5,12 +5,11 @@ mmpretrain imports its image-and-text models when it finds transformers >= 4.28,
 has a way to do without them, placeholders that raise when built; here it is taken for transformers 5 as well.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import NoReturn
 
 from mmvig.compat.change import Change
-from mmvig.compat.imports import after_import
+from mmvig.compat.imports import after_import, distribution_version, installed
 
 __all__ = ['apply']
 
@@ -19,12 +18,8 @@ CURE = 'pip install "transformers>=4.28,<5", if you need the image-and-text mode
 
 def apply() -> Change | None:
     """Have mmpretrain go without image-and-text models, where transformers is too new for them."""
-    try:
-        found = version('transformers')
-        version('mmpretrain')
-    except PackageNotFoundError:
-        return None
-    if int(found.partition('.')[0]) < 5:
+    found = distribution_version('transformers')
+    if found is None or int(found.partition('.')[0]) < 5 or not installed('mmpretrain'):
         return None
     after_import('mmpretrain.utils.dependency', _patch)
     return Change(
@@ -45,8 +40,6 @@ def _register_placeholders(names, registry) -> None:
     for name in names:
 
         def refuse(*args, _name=name, **kwargs) -> NoReturn:
-            raise ImportError(
-                f'{_name} of mmpretrain does not work with transformers {version("transformers")}: {CURE}'
-            )
+            raise ImportError(f'{_name} of mmpretrain does not work with transformers 5 or newer: {CURE}')
 
         registry.register_module(name=name, module=refuse)

@@ -10,15 +10,15 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from mmvig.compat.change import Change
-from mmvig.compat.imports import after_import, installed, rebind
+from mmvig.compat.imports import after_import, distribution_version, installed, rebind
 
 __all__ = ['apply', 'get_installed_path', 'is_installed', 'package2module']
 
 
 def apply() -> Change | None:
     """Replace the three look-ups, where pkg_resources is gone."""
-    if installed('pkg_resources'):
-        return None
+    if not installed('mmengine') or installed('pkg_resources') or distribution_version('onedl-mmengine'):
+        return None  # the fork asks importlib.metadata itself
     after_import('mmengine.utils.package_utils', _patch)
     return Change(
         name='package look-up',
