@@ -4,11 +4,14 @@ import argparse
 import sys
 from concurrent.futures.process import BrokenProcessPool
 
-from joblib import cpu_count
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+try:
+    from joblib import cpu_count
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmvig.datasets.digit_layout import expected_layout
-from mmvig.datasets.digit_scenes import Recipe, make_digit_scenes
+    from mmvig.datasets.digit_layout import expected_layout
+    from mmvig.datasets.digit_scenes import Recipe, make_digit_scenes
+except ModuleNotFoundError as error:
+    sys.exit(f"make_digit_scenes.py: the package {error.name} is missing: pip install 'mmvig[digits]' brings it")
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +50,8 @@ def main() -> None:
     except BrokenProcessPool:
         sys.exit('make_digit_scenes.py: a process was killed, perhaps for lack of memory: try fewer --workers')
     except KeyboardInterrupt:
-        sys.exit(f'interrupted: nothing is left at {args.out}')
+        print(f'interrupted: nothing is left at {args.out}', file=sys.stderr)
+        sys.exit(130)
     print(expected_layout(args.out))
     print('written' if made else 'it was there already, complete and made by the same arguments: left as it is')
 

@@ -4,7 +4,8 @@ A scene is painted from back to front: a textured background, a few scribbles th
 one, each in a colour that stands out from what lies around it and none hiding too much of those below; blur and noise
 come last. The constants below are the difficulty. They were fixed before any model was trained on the scenes.
 
-Everything is float arithmetic of NumPy, SciPy and Pillow outside BLAS, whose results do not depend on the processor.
+OpenCV draws nothing here: its arithmetic, unlike that of NumPy, SciPy and Pillow as used below, may vary with the
+processor, and the same seed is to give the same scene everywhere.
 """
 
 import math

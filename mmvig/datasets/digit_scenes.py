@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from mmvig.datasets.digit_composer import Scene, compose_scene, load_scans, split_scans
+from mmvig.datasets.digit_composer import REFERENCE_SIZE, Scene, compose_scene, load_scans, split_scans
 from mmvig.datasets.digit_layout import CLASSES, PALETTE, SPLITS, expected_layout
 
 __all__ = ['Recipe', 'draw_preview', 'make_digit_scenes', 'write_scene']
@@ -54,7 +55,7 @@ class Recipe:
 
     train: int = 1200
     test: int = 200
-    size: int = 320
+    size: int = REFERENCE_SIZE
     seed: int = 0
 
     def __post_init__(self):
@@ -180,13 +181,23 @@ def write_scenes(folder: Path, split: str, recipe: Recipe, workers: int) -> Iter
     if workers == 1:
         yield from map(write, numbers)
         return
-    # Fresh processes rather than forks: the caller may run threads. Ctrl-C is the caller's to answer.
-    ignore_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, get_context('spawn'), initializer=ignore_interrupt)
+    # Fresh processes rather than forks, since the caller may run threads.
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), initializer=follow_caller)
     try:
-        yield from pool.map(write, numbers, chunksize=4)
+        yield from pool.map(write, numbers)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def follow_caller() -> None:
+    """In a worker: leave Ctrl-C to the calling process, and end with it even if it is killed."""
+
+    def end_with_caller() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_caller, daemon=True).start()
 
 
 def write_scene(folder: Path, split: str, recipe: Recipe, number: int) -> dict:
@@ -258,7 +269,7 @@ def coco_document(records: list[dict]) -> dict:
     return {
         'info': {'description': 'mmvig digit scenes', 'version': str(VERSION)},
         'images': [record['image'] for record in records],
-        'annotations': [{'id': number, **annotation} for number, annotation in enumerate(annotations, 1)],
+        'annotations': [{'id': number} | annotation for number, annotation in enumerate(annotations, 1)],
         'categories': [{'id': number, 'name': name} for number, name in enumerate(CLASSES, 1)],
     }
 
