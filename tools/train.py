@@ -1,12 +1,18 @@
-"""Trains the model of a config: classification, detection or segmentation, by the config's `default_scope`."""
+"""Trains the model of a config: a classifier, detector or segmentor, by the config's `default_scope`."""
 
 import argparse
 import os
+import shlex
+import sys
 
 from mmengine.config import DictAction
 
-import mmvig  # noqa: F401  before the config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
-from mmvig.engine import settings
+import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
+from mmvig.compat.checkpoint_loading import CheckpointError
+from mmvig.engine import Interrupted, settings
+from mmvig.engine.preflight import check_paths, prepare_resume
+from mmvig.engine.runner import build_runner
+from mmvig.engine.settings import SetupError
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,17 +24,24 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from this checkpoint; without a path, from the newest complete one in the work directory',
+        help='go on from this checkpoint; without a path, from the newest complete one in the work directory, if any',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size')
     parser.add_argument('--no-validate', action='store_true', help='do not validate during training')
     parser.add_argument(
+        '--progress',
+        choices=['auto', 'bar', 'lines', 'log'],
+        default='auto',
+        help="a live bar, plain lines, or MMEngine's log on the console (default: a bar on a terminal, else lines)",
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='override settings of the config, e.g. train_cfg.max_epochs=2 model.backbone.out_indices="[0,1]"',
+        help='override settings of the config, train_cfg.max_epochs=2 model.backbone.out_indices="[0,1]"; '
+        'a plus adds one that the config does not spell out: +model.backbone.with_cp=True',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -36,22 +49,47 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    from mmvig.engine import Runner
-
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = settings.load_config(args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
-    settings.set_dataloader_defaults(cfg)
-    if args.amp:
-        settings.use_amp(cfg)
-    if args.auto_scale_lr:
-        settings.use_auto_scale_lr(cfg)
-    if args.no_validate:
-        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    Runner.from_cfg(cfg).train()
+    try:
+        cfg = settings.load_config(
+            args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+        )
+        settings.set_dataloader_defaults(cfg)
+        if args.amp:
+            settings.use_amp(cfg)
+        if args.auto_scale_lr:
+            settings.use_auto_scale_lr(cfg)
+        if args.no_validate:
+            cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        if args.progress != 'auto':
+            settings.show_progress(cfg, args.progress)
+        check_paths(cfg, 'train', 'val')
+        if args.resume is not None:
+            say(*prepare_resume(cfg, args.resume))
+        say(f'Training {args.config}; log and checkpoints are in {cfg.work_dir}. Reading data, building the model ...')
+        build_runner(cfg).train()
+    except (SetupError, CheckpointError) as error:
+        sys.exit(f'{error}')
+    except Interrupted as stop:
+        say(f'{stop}. To go on:', f'  {resume_command(args)}')
+        sys.exit(stop.status)
+
+
+def say(*lines: str) -> None:
+    """Prints, in one process of a distributed run."""
+    if os.environ.get('RANK', '0') == '0':
+        print(*lines, sep='\n', flush=True)
+
+
+def resume_command(args: argparse.Namespace) -> str:
+    """The command of this run with a bare `--resume`."""
+    words = list(sys.argv[1:])
+    for index, word in enumerate(words):
+        if word.startswith('--resume'):
+            del words[index : index + 1 + (word == '--resume' and args.resume != 'auto')]
+            break
+    return shlex.join(['python', sys.argv[0], *words, '--resume'])
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ __all__ = ['PositionedBatchSampler', 'SeededBatch', 'positioned', 'seed_random']
 
 
 def seed_random(*key: int) -> None:
-    """Puts the global generators of Python, NumPy and torch, on every device, into the state that `key` (>= 0) names."""
+    """Puts the global generators of Python, NumPy and torch, on all devices, into the state that `key` (>= 0) names."""
     python, numpy, torch_high, torch_low = np.random.SeedSequence(key).generate_state(4).tolist()
     random.seed(python)
     np.random.seed(numpy)

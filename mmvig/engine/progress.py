@@ -15,7 +15,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import IterBasedTrainLoop
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
 from mmvig.registry import HOOKS
 
@@ -66,11 +67,11 @@ class ProgressHook(Hook):
             done,
             total,
             '' if _by_iteration(runner) else f'epoch {runner.epoch + 1}/{runner.max_epochs}',
+            self._left(self._train_pace, self._training_left(runner, done)),
             '' if loss is None else f'loss {loss.mean(20):.4g}',
             f'lr {rate[0]:.2e}',
             self._train_pace.text(),
             _memory(),
-            self._left(self._train_pace, self._training_left(runner, done)),
         )
 
     def _training_left(self, runner, done: int) -> float:
@@ -123,7 +124,7 @@ class ProgressHook(Hook):
             return
         left = self._left(self._evaluation_pace, (total - done) * self._evaluation_pace.seconds + later)
         doing = 'computing the metrics' if done == total else self._evaluation_pace.text()
-        self._display.show(task, done, total, doing, _memory(), left)
+        self._display.show(task, done, total, left, doing, _memory())
         if done == total:
             self._display.mute()
 
@@ -208,9 +209,8 @@ class _Display:
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn('{task.description:5}'),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn('{task.fields[text]}'),
+                BarColumn(bar_width=12),
+                TextColumn('{task.fields[text]}', table_column=Column(no_wrap=True, overflow='ellipsis')),
                 console=self._console,
                 disable=not self._is_bar,
                 transient=True,
@@ -229,9 +229,9 @@ class _Display:
         return False
 
     def show(self, task: str, done: int, total: int, *parts: str) -> None:
-        text = '  '.join(filter(None, parts))
+        text = '  '.join(filter(None, [f'iter {done}/{total}', *parts]))
         if not self._is_bar:
-            self._print(f'{task:5}  iter {done}/{total}  {text}')
+            self._print(f'{task:5}  {text}')
             return
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(task, total=total, text='')

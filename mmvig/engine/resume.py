@@ -17,9 +17,12 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from mmvig.compat.checkpoint_loading import load_checkpoint_file
+from mmvig.engine.batches import seed_random
 from mmvig.registry import HOOKS
 
 __all__ = ['ResumeHook', 'gradients', 'latest_checkpoint', 'load_for_resume']
+
+VALIDATION = 2  # beside a batch (nothing) and the model (1) of the same iteration
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -74,6 +77,9 @@ class ResumeHook(Hook):
             runner.logger.warning('The gradients of the accumulation that the checkpoint interrupted were restored.')
         if state['in_validation'] and runner.val_loop is not None:
             runner.val_loop.run()
+
+    def before_val(self, runner) -> None:
+        seed_random(runner.seed, runner.rank, runner.iter, VALIDATION)
 
 
 def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:

@@ -4,8 +4,10 @@ import logging
 import os
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
+from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
 
@@ -13,7 +15,7 @@ from mmvig.engine.batches import positioned
 from mmvig.engine.interrupt import InterruptHook
 from mmvig.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
 
-__all__ = ['Runner']
+__all__ = ['Runner', 'build_runner']
 
 
 class Runner(MMEngineRunner):
@@ -92,3 +94,8 @@ class Runner(MMEngineRunner):
 def _is_for_users(record: logging.LogRecord) -> bool:
     """Whether a warning is not MMEngine's to its own developers, which every run repeats."""
     return 'will be deprecated in future' not in record.getMessage()
+
+
+def build_runner(cfg: Config) -> MMEngineRunner:
+    """The runner that `cfg.runner_type` names, else ours."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

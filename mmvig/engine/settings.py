@@ -1,26 +1,104 @@
 """From a config file and command-line switches to the config that a Runner is built from."""
 
+import inspect
 import os
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.runner import Runner
 
-__all__ = ['load_config', 'set_dataloader_defaults', 'use_amp', 'use_auto_scale_lr', 'use_tta', 'use_visualization']
+__all__ = [
+    'SetupError',
+    'load_config',
+    'merge_options',
+    'set_dataloader_defaults',
+    'use_amp',
+    'save_predictions',
+    'show_progress',
+    'use_auto_scale_lr',
+    'use_tta',
+    'use_visualization',
+]
+
+# What a Runner looks for at the top of a config, which need not spell it out. It objects to wrong contents itself.
+RUNNER_SETTINGS = {
+    *inspect.signature(Runner.__init__).parameters,
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+}
 
 
-def load_config(path: str, *, options: dict | None, work_dir: str | None, launcher: str) -> Config:
+class SetupError(ValueError):
+    """A run that cannot start as it was asked for; the message says what would work."""
+
+
+def load_config(path: str, *, options: dict[str, Any] | None, work_dir: str | None, launcher: str) -> Config:
     """Reads a config file, merges `--cfg-options` into it and decides where the run writes.
 
     `work_dir`: the argument, else the config's own, else `work_dirs/<name of the config file>`.
+
+    Raises:
+        SetupError: there is no such file, or see `merge_options`.
     """
+    if not os.path.isfile(path):
+        raise SetupError(f'config: there is no file {path} in {os.getcwd()}.')
     cfg = Config.fromfile(path)
     cfg.launcher = launcher
-    if options:
-        cfg.merge_from_dict(options)
+    merge_options(cfg, options or {})
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
     return cfg
+
+
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Overrides settings of `cfg` by dotted key; `+key` adds one that the config does not spell out.
+
+    MMEngine's merge adds misspelt keys, which nothing reads.
+
+    Raises:
+        SetupError: a key without `+` matches nothing in the config.
+    """
+    tree = cfg.to_dict()
+    for key in options:
+        if not key.startswith('+') and key.split('.')[0] not in RUNNER_SETTINGS - tree.keys():
+            _require(tree, key)
+    cfg.merge_from_dict({key.removeprefix('+'): value for key, value in options.items()})
+
+
+def _require(tree: dict, key: str) -> None:
+    node = tree
+    for part in key.split('.'):
+        children = _children(node)
+        if part not in children:
+            names = list(_names(tree))
+            similar = [name for name in names if name.endswith(f'.{key}')] + get_close_matches(key, names, 3)
+            hint = f' Did you mean {" or ".join(dict.fromkeys(similar[:3]))}?' if similar else ''
+            raise SetupError(
+                f'--cfg-options: {key} matches nothing in the config.{hint} To add a setting that the config does not '
+                f'spell out, put a plus before it: +{key}=...'
+            )
+        node = children[part]
+
+
+def _children(node: Any) -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {str(key): value for key, value in node.items()}
+    return {str(index): value for index, value in enumerate(node)} if isinstance(node, (list, tuple)) else {}
+
+
+def _names(node: Any, prefix: str = '') -> Iterator[str]:
+    """The dotted name of every setting."""
+    for key, value in _children(node).items():
+        yield prefix + key
+        yield from _names(value, f'{prefix}{key}.')
 
 
 def set_dataloader_defaults(cfg: Config) -> None:
@@ -35,20 +113,26 @@ def set_dataloader_defaults(cfg: Config) -> None:
             loader.setdefault('pin_memory', torch.cuda.is_available())
 
 
+def show_progress(cfg: Config, style: str) -> None:
+    """Chooses the display: 'bar' and 'lines' as in ProgressHook, 'log' for MMEngine's console output."""
+    hook = None if style == 'log' else dict(type='mmvig.ProgressHook', style=style)
+    cfg.default_hooks = dict(cfg.get('default_hooks') or {}, progress=hook)
+
+
 def use_amp(cfg: Config) -> None:
     """Trains in mixed precision with a dynamic loss scale.
 
     Raises:
-        ValueError: no device for it, or an `optim_wrapper` that is neither OptimWrapper nor AmpOptimWrapper.
+        SetupError: no device for it, or an `optim_wrapper` that is neither OptimWrapper nor AmpOptimWrapper.
     """
     if get_device() in ('cpu', 'mps'):
-        raise ValueError(
+        raise SetupError(
             f"--amp: MMEngine's mixed precision runs on CUDA, NPU, MLU and MUSA devices and this machine has only "
             f"'{get_device()}'; run without --amp."
         )
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(
+        raise SetupError(
             f"--amp: optim_wrapper.type is '{wrapper}', and only 'OptimWrapper' can be exchanged for 'AmpOptimWrapper'."
         )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -59,10 +143,10 @@ def use_auto_scale_lr(cfg: Config) -> None:
     """Scales the learning rate by (actual batch size) / `auto_scale_lr.base_batch_size`.
 
     Raises:
-        ValueError: the config names no `auto_scale_lr.base_batch_size`.
+        SetupError: the config names no `auto_scale_lr.base_batch_size`.
     """
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise ValueError(
+        raise SetupError(
             '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, the batch size its learning rate was '
             'chosen for; add it: --cfg-options auto_scale_lr.base_batch_size=16.'
         )
@@ -73,7 +157,7 @@ def use_tta(cfg: Config) -> None:
     """Tests with the config's `tta_pipeline` and `tta_model`; mmdet and mmpretrain default to adding the mirror image.
 
     Raises:
-        ValueError: neither the config nor its library says how to augment at test time.
+        SetupError: neither the config nor its library says how to augment at test time.
     """
     scope = cfg.get('default_scope')
     dataset = cfg.test_dataloader.dataset
@@ -87,10 +171,10 @@ def use_tta(cfg: Config) -> None:
         elif scope == 'mmpretrain':
             cfg.tta_model = dict(type='AverageClsScoreTTA')
         else:
-            raise ValueError(f"--tta: the config has no tta_model, and scope '{scope}' has no default; add one.")
+            raise SetupError(f"--tta: the config has no tta_model, and scope '{scope}' has no default; add one.")
     if 'tta_pipeline' not in cfg:
         if scope not in ('mmdet', 'mmpretrain'):
-            raise ValueError(f"--tta: the config has no tta_pipeline, and scope '{scope}' has no default; add one.")
+            raise SetupError(f"--tta: the config has no tta_pipeline, and scope '{scope}' has no default; add one.")
         *loading, packing = dataset.pipeline
         if scope == 'mmdet':  # merging the boxes of both images needs to know which one was mirrored
             keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
@@ -105,11 +189,11 @@ def use_visualization(cfg: Config, *, show: bool, show_dir: str | None, wait_tim
     """Draws the predictions: in a window (`show`, each for `wait_time` seconds) and as files in `show_dir`.
 
     Raises:
-        ValueError: the config has no visualization hook.
+        SetupError: the config has no visualization hook.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise ValueError(
+        raise SetupError(
             '--show, --show-dir: the config has no default_hooks.visualization; add '
             "default_hooks=dict(visualization=dict(type='DetVisualizationHook')) or your library's equivalent."
         )
@@ -122,3 +206,24 @@ def use_visualization(cfg: Config, *, show: bool, show_dir: str | None, wait_tim
             hook.test_out_dir = show_dir
         elif show_dir is not None:  # mmseg's hook writes through the visualizer
             cfg.visualizer.save_dir = show_dir
+
+
+def save_predictions(cfg: Config, path: str) -> None:
+    """Also writes the predictions on the test set: a pickle, or label maps as images into a folder (mmseg alone).
+
+    Raises:
+        SetupError: a folder, and a config that is not mmseg's.
+    """
+    scope = cfg.get('default_scope')
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if path.endswith(('.pkl', '.pickle')):
+        kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'mmengine.DumpResults'
+        cfg.test_evaluator = [*metrics, dict(type=kind, out_file_path=path)]
+    elif scope == 'mmseg':
+        for metric in metrics:
+            metric.update(output_dir=path, keep_results=True)
+    else:
+        raise SetupError(
+            f"--out: '{path}' is neither FILE.json, for the metrics, nor FILE.pkl, for the predictions. It can be a "
+            'folder, for predicted label maps, with mmseg alone.'
+        )
