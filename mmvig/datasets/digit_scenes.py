@@ -86,7 +86,7 @@ def make_digit_scenes(
         BlockingIOError: another process is writing `out`.
         OSError: the disk is full, or `out` cannot be written; what was written is removed.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -182,22 +182,26 @@ def write_scenes(folder: Path, split: str, recipe: Recipe, workers: int) -> Iter
         yield from map(write, numbers)
         return
     # Fresh processes rather than forks, since the caller may run threads.
-    pool = ProcessPoolExecutor(workers, get_context('spawn'), initializer=follow_caller)
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), initializer=end_with_caller)
     try:
-        yield from pool.map(write, numbers)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the caller's to answer
+        try:
+            records = pool.map(write, numbers)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield from records
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def follow_caller() -> None:
-    """In a worker: leave Ctrl-C to the calling process, and end with it even if it is killed."""
+def end_with_caller() -> None:
+    """In a worker: end when the calling process does, even if that is killed."""
 
-    def end_with_caller() -> None:
+    def wait_and_end() -> None:
         parent_process().join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_caller, daemon=True).start()
+    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def write_scene(folder: Path, split: str, recipe: Recipe, number: int) -> dict:

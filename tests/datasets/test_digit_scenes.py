@@ -376,6 +376,16 @@ def test_empty_folders_and_missing_parents_are_fine(tmp_path):
     assert contents(tmp_path / 'empty') == contents(tmp_path / 'not/yet')
 
 
+def test_the_working_directory_and_links_are_fine(tmp_path, monkeypatch):
+    recipe = Recipe(train=1, test=1, size=128)
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'there')
+    assert make_digit_scenes(tmp_path / 'link', recipe)
+    monkeypatch.chdir(tmp_path / 'here')
+    assert make_digit_scenes('.', recipe)
+    assert contents(tmp_path / 'here') == contents(tmp_path / 'there')
+
+
 def test_what_a_killed_run_left_is_cleared(tmp_path):
     left = tmp_path / 'out.unfinished/images/train'
     left.mkdir(parents=True)
