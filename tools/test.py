@@ -70,7 +70,7 @@ def main() -> None:
     except (SetupError, CheckpointError) as error:
         sys.exit(f'{error}')
     if os.environ.get('RANK', '0') == '0':
-        Console().print(metrics_table(metrics))
+        Console().print(metrics_table(metrics) if metrics else 'The metrics are empty: the model found nothing.')
         if args.out and args.out.endswith('.json'):
             dump(metrics, args.out)
 

@@ -11,7 +11,6 @@ from datetime import timedelta
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
 from mmengine.runner import IterBasedTrainLoop
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +19,7 @@ from rich.table import Column
 
 from mmvig.registry import HOOKS
 
-__all__ = ['ProgressHook']
+__all__ = ['Display', 'ProgressHook']
 
 
 @HOOKS.register_module()
@@ -40,8 +39,8 @@ class ProgressHook(Hook):
     def __init__(self, style: str = 'auto', interval: float | None = None) -> None:
         if style not in ('auto', 'bar', 'lines'):
             raise ValueError(f"ProgressHook: style must be 'auto', 'bar' or 'lines', got {style!r}")
-        self._display = _Display(style, interval)
-        self._train_pace, self._evaluation_pace = _Pace(), _Pace()
+        self._display = Display(style, interval)
+        self._train_pace, self._evaluation_pace = Pace(), Pace()
         self._validation_seconds = None
         self._in_training = False
 
@@ -67,7 +66,7 @@ class ProgressHook(Hook):
             done,
             total,
             '' if _by_iteration(runner) else f'epoch {runner.epoch + 1}/{runner.max_epochs}',
-            self._left(self._train_pace, self._training_left(runner, done)),
+            self._train_pace.left(self._training_left(runner, done)),
             '' if loss is None else f'loss {loss.mean(20):.4g}',
             f'lr {rate[0]:.2e}',
             self._train_pace.text(),
@@ -122,15 +121,11 @@ class ProgressHook(Hook):
         self._evaluation_pace.tick()
         if not self._display.is_due(always=done == total):
             return
-        left = self._left(self._evaluation_pace, (total - done) * self._evaluation_pace.seconds + later)
+        left = self._evaluation_pace.left((total - done) * self._evaluation_pace.seconds + later)
         doing = 'computing the metrics' if done == total else self._evaluation_pace.text()
         self._display.show(task, done, total, left, doing, _memory())
         if done == total:
             self._display.mute()
-
-    @staticmethod
-    def _left(pace: '_Pace', seconds: float) -> str:
-        return f'left {timedelta(seconds=round(seconds))}' if pace.is_settled else ''
 
     def close(self, runner) -> None:
         """Ends the display, however the run ended; `mmvig.engine.Runner` calls this."""
@@ -160,7 +155,7 @@ def _memory() -> str:
     return f'{torch.cuda.max_memory_allocated() / 2**30:.1f} GB' if torch.cuda.is_available() else ''
 
 
-class _Pace:
+class Pace:
     """The mean time of the latest 50 iterations; the very first one, which warms up, counts until there are others."""
 
     def __init__(self) -> None:
@@ -182,18 +177,17 @@ class _Pace:
     def seconds(self) -> float:
         return sum(self._durations) / max(len(self._durations), 1)
 
-    @property
-    def is_settled(self) -> bool:
-        return self._ticks > 2
+    def left(self, seconds: float) -> str:
+        return f'left {timedelta(seconds=round(seconds))}' if self._ticks > 2 else ''
 
     def text(self) -> str:
         return f'{self.seconds:.2f} s/iter' if self.seconds >= 0.1 else f'{1 / max(self.seconds, 1e-6):.1f} iter/s'
 
 
-class _Display:
+class Display:
     """Writes to the standard output of the main process: tasks of a rich bar, or lines."""
 
-    def __init__(self, style: str, interval: float | None) -> None:
+    def __init__(self, style: str = 'auto', interval: float | None = None) -> None:
         self._console = Console(file=sys.stdout, highlight=False, quiet=not is_main_process())
         self._is_bar = style == 'bar' or (style == 'auto' and self._console.is_terminal)
         self._interval = interval if interval is not None else 0.2 if self._is_bar else 5.0
@@ -202,10 +196,12 @@ class _Display:
         self._muted = ExitStack()
         self._progress = None
         self._tasks = {}
+        self._pace = Pace()
 
-    def open(self, logger: MMLogger) -> None:
+    def open(self, logger: logging.Logger | None = None) -> None:
+        """What `logger` says on the console goes above the bar, and what is printed while muted goes to it."""
         if self._progress is None:
-            self._logger = logger
+            self._logger = logger or logging.getLogger(__name__)
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn('{task.description:5}'),
@@ -216,7 +212,8 @@ class _Display:
                 transient=True,
             )
             self._open.enter_context(self._progress)
-            for handler in logger.handlers:  # warnings go above the bar, through the output that rich has put in place
+            self._pace.start()
+            for handler in self._logger.handlers:  # through the standard output that rich has put in place
                 if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                     self._open.callback(handler.setStream, handler.stream)
                     handler.setStream(sys.stdout)
@@ -236,6 +233,12 @@ class _Display:
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(task, total=total, text='')
         self._progress.update(self._tasks[task], completed=done, total=total, text=escape(text))
+
+    def tick(self, task: str, done: int, total: int) -> None:
+        """`show` for work without more to say: its pace and the time left."""
+        self._pace.tick()
+        if self.is_due(always=done == total):
+            self.show(task, done, total, self._pace.left((total - done) * self._pace.seconds), self._pace.text())
 
     def note(self, *parts: str) -> None:
         """A line that stays."""

@@ -43,6 +43,7 @@ class ResumeHook(Hook):
 
     def __init__(self) -> None:
         self._loaded = None
+        self._in_training = False
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         meta, loop = checkpoint['meta'], runner.train_loop
@@ -60,6 +61,7 @@ class ResumeHook(Hook):
         checkpoint.get('meta', {}).pop('config', None)  # MMEngine would execute it as Python, whoever wrote the file
 
     def before_train(self, runner) -> None:
+        self._in_training = True
         if runner.iter == 0:
             return
         state = self._loaded
@@ -79,7 +81,8 @@ class ResumeHook(Hook):
             runner.val_loop.run()
 
     def before_val(self, runner) -> None:
-        seed_random(runner.seed, runner.rank, runner.iter, VALIDATION)
+        if self._in_training:
+            seed_random(runner.seed, runner.rank, runner.iter, VALIDATION)
 
 
 def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:

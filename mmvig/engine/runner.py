@@ -1,7 +1,10 @@
 """MMEngine's Runner with exact resuming, safe interruption and a display of progress."""
 
+import io
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from mmengine.config import Config
@@ -60,15 +63,31 @@ class Runner(MMEngineRunner):
         return logger
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
-            settings = dict(loop)
-            by_epoch = settings.pop('by_epoch', None)
-            kind = settings.pop('type', 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
-            for cls, endless in ((EpochBasedTrainLoop, False), (IterBasedTrainLoop, True)):
-                if kind == cls.__name__:
-                    batches = positioned(self._train_dataloader, seed=self.seed, endless=endless)
-                    return cls(self, batches, **settings)
-        return super().build_train_loop(loop)
+        with self._prints_in_log():
+            if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
+                settings = dict(loop)
+                by_epoch = settings.pop('by_epoch', None)
+                kind = settings.pop('type', 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
+                for cls, endless in ((EpochBasedTrainLoop, False), (IterBasedTrainLoop, True)):
+                    if kind == cls.__name__:
+                        batches = positioned(self._train_dataloader, seed=self.seed, endless=endless)
+                        return cls(self, batches, **settings)
+            return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        with self._prints_in_log():
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        with self._prints_in_log():
+            return super().build_test_loop(loop)
+
+    @contextmanager
+    def _prints_in_log(self) -> Iterator[None]:
+        """Datasets and metrics are read here, which pycocotools tells the standard output about."""
+        with redirect_stdout(io.StringIO()) as printed:
+            yield
+        self.logger.info(printed.getvalue())
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         ours = dict(resume=dict(type='mmvig.ResumeHook'), progress=dict(type='mmvig.ProgressHook'))

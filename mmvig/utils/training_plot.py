@@ -1,0 +1,126 @@
+"""The curves of a training run, from the numbers that MMEngine writes beside its log."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ['History', 'draw_history', 'read_history']
+
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6BB1', '#666666')  # Okabe and Ito's
+AT_MOST = len(COLOURS)
+TIMES = ('data_time', 'time')
+
+
+@dataclass
+class History:
+    """What a run logged, its resumed parts included: one dict a logged moment, with 'iter' and the numbers by name."""
+
+    train: list[dict] = field(default_factory=list)
+    validation: list[dict] = field(default_factory=list)
+    resumed_at: list[int] = field(default_factory=list)
+
+
+def read_history(work_dir: str | os.PathLike) -> History:
+    """Reads every `<time>/vis_data/scalars.json` under `work_dir`, in order of time.
+
+    A resumed run replaces what was logged, by the run before it, of the iterations that both went through. A line that
+    a killed run left unfinished is passed over.
+
+    Raises:
+        FileNotFoundError: nothing was logged there.
+    """
+    history = History()
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        rows = [row for row in map(_row, path.read_text().splitlines()) if row is not None]
+        first = next((row['iter'] for row in rows if 'iter' in row), None)
+        if first is not None and history.train:
+            history.train = [row for row in history.train if row['iter'] < first]
+            history.validation = [row for row in history.validation if row['iter'] < first]
+            history.resumed_at.append(history.train[-1]['iter'] if history.train else 0)
+        for row in rows:
+            if 'iter' in row:
+                history.train.append(row)
+            else:  # of a validation MMEngine logs the epoch or the iteration, and not which of them
+                now = history.train[-1]['iter'] if history.train else 0
+                history.validation = [earlier for earlier in history.validation if earlier['iter'] < now]
+                history.validation.append({**row, 'iter': now})
+    if not history.train:
+        raise FileNotFoundError(
+            f'work_dir: {work_dir} holds no */vis_data/scalars.json with a training run; tools/train.py writes one '
+            'within the first iterations (default_hooks.logger.interval).'
+        )
+    return history
+
+
+def _row(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def draw_history(history: History, title: str) -> Figure:
+    """Loss and its terms, the metrics of the validations if there were any, and the learning rate, over iterations."""
+    metrics = _metric_names(history.validation)
+    heights = [3, 3, 1.3] if metrics else [3, 1.3]
+    figure = Figure(figsize=(9, 1.4 + sum(heights)), dpi=120, layout='constrained')
+    figure.suptitle(title, fontsize=13, fontweight='bold')
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+
+    names = _names(history.train)
+    losses = [name for name in names if 'loss' in name and name != 'loss'][:AT_MOST]
+    _curves(axes[0], history.train, ['loss'] if 'loss' in names else [], color='black', linewidth=2, zorder=3)
+    _curves(axes[0], history.train, losses, linewidth=1.1)
+    values = np.array([row[name] for row in history.train for name in ['loss', *losses] if row.get(name, 0) > 0])
+    if len(values) and values.max() > 30 * np.median(values):
+        axes[0].set_yscale('log')
+    else:
+        axes[0].set_ylim(bottom=0)
+    axes[0].set_ylabel('training loss')
+
+    if metrics:
+        _curves(axes[1], history.validation, metrics, marker='o', markersize=4, linewidth=1.6)
+        axes[1].set_ylabel('validation' if len(metrics) > 1 else metrics[0])
+        if all(row.get(name, 0) >= 0 for row in history.validation for name in metrics):
+            axes[1].set_ylim(bottom=0)
+    rate = 'base_lr' if 'base_lr' in names else 'lr'
+    _curves(axes[-1], history.train, [rate] if rate in names else [], color=COLOURS[0], linewidth=1.6)
+    axes[-1].set_ylabel('learning rate')
+    axes[-1].ticklabel_format(axis='y', style='sci', scilimits=(-2, 2))
+    axes[-1].set_xlabel('iteration')
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_xlim(left=0)
+
+    for axis in axes:
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.grid(axis='y', color='#dddddd', linewidth=0.8)
+        axis.set_axisbelow(True)
+        for place in history.resumed_at:
+            axis.axvline(place, color='#999999', linewidth=1, linestyle=':')
+        if len(axis.lines) > 1 + len(history.resumed_at):
+            axis.legend(frameon=False, fontsize=9, loc='upper left', bbox_to_anchor=(1, 1))
+    for place in history.resumed_at:
+        axes[0].annotate('resumed', (place, 1), xycoords=('data', 'axes fraction'), fontsize=8, color='#777777')
+    return figure
+
+
+def _curves(axis, rows: list[dict], names: list[str], color: str | None = None, **style) -> None:
+    for name, colour in zip(names, COLOURS):
+        points = [(row['iter'], row[name]) for row in rows if name in row]
+        axis.plot(*zip(*points), label=name, color=color or colour, **style)
+
+
+def _names(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, (int, float))))
+
+
+def _metric_names(rows: list[dict]) -> list[str]:
+    """The numbers of the validations; of COCO's many the average precisions over all sizes."""
+    names = [name for name in _names(rows) if name not in (*TIMES, 'iter', 'step', 'epoch', 'memory')]
+    whole = [name for name in names if not name.endswith(('_mAP_s', '_mAP_m', '_mAP_l'))]
+    return whole[:AT_MOST]
