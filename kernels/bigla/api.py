@@ -48,7 +48,7 @@ def bigla(
             float64. A positive or NaN entry is an error under :func:`debug` and undefined otherwise.
         g_bwd: Log decays of the backward direction, like g_fwd and of its dtype.
         scale: Factor on the scores; ``K ** -0.5`` when None.
-        impl: ``'chunked'`` (matrix products over chunks, any device), ``'reference'`` (one token a step: the oracle), or
+        impl: ``'chunked'`` (matrix products over chunks, any device), ``'reference'`` (one token a step, the oracle) or
             None, which takes the fastest that serves the arguments. One that is named is used or raises.
 
     Returns:

@@ -1,14 +1,27 @@
-"""BiGLA by matrix products over chunks of tokens, in PyTorch alone: any device, float64 to float16."""
+"""BiGLA by matrix products over chunks of tokens, in PyTorch alone: any device, float64 to float16, any gate <= 0.
+
+Within a chunk one (C, C) matrix of scores holds both directions. Token i reads token j through the decays between
+them, and a halving tree splits every such product at an edge: at level s = 1, 2, .., C/2 neighbouring blocks of s
+tokens form a pair, and if i and j lie in different halves of one pair, the decay from j to i is (j to the middle) *
+(middle to i). Both factors are at most 1, so nothing overflows, and their product underflows only where the decay
+itself does. Between chunks the states of the recurrence carry over, one a direction. `kernels/README.md` derives it.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-CHUNK = 64
+# C = 2 ** MAX_BITS tokens a chunk and up to GROUP chunks a scan: the fastest of 16, 32, 64 and of 8, 16 over the shapes
+# of benchmarks/bench_cpu.py (two Sapphire Rapids cores, float32; see benchmarks/NOTES.md).
+MAX_BITS = 5
+GROUP = 16
 
 
 def bigla(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float) -> Tensor:
-    """`api.bigla`, chunk-parallel.
+    """`api.bigla`, chunk-parallel; memory is linear in L, backward included. Differentiable once.
 
     Args:
         q, k, g_fwd, g_bwd: (B, L, nh, K).
@@ -18,46 +31,258 @@ def bigla(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: 
     Returns:
         o (B, L, nh, V), of v's dtype.
     """
+    return _BiGLA.apply(q, k, v, g_fwd, g_bwd, scale)
+
+
+class _Grid(NamedTuple):
+    """The tokens of (B, L, nh, width) as chunks: a working tensor is (C, M, width), position in the chunk first.
+
+    C = 2 ** bits positions come in bit-reversed order, so that at every level of the tree the blocks of all pairs and
+    chunks are one contiguous run: products take them as a batch without a copy, elementwise work has long inner loops.
+    M = R * G * B * nh counts chunks: chunk g * R + r of a sequence is the r-th of the g-th group.
+    """
+
+    B: int
+    L: int
+    nh: int
+    bits: int
+    R: int
+    G: int
+
+    @classmethod
+    def of(cls, q: Tensor) -> '_Grid':
+        B, L, nh, _ = q.shape
+        bits = sum(1 << b < L for b in range(MAX_BITS))
+        chunks = -(-L >> bits)
+        G = -(-chunks // GROUP)
+        return cls(B, L, nh, bits, -(-chunks // G), G)
+
+    @property
+    def C(self) -> int:
+        return 1 << self.bits
+
+    @property
+    def M(self) -> int:
+        return self.R * self.G * self.B * self.nh
+
+    def pairs(self, x: Tensor, s: int) -> Tensor:
+        """(.., C, M, K) -> (.., s, 2, pairs of blocks, M, K), or (.., 1, ..) of blocks' totals at s = 1."""
+        return x.unflatten(-3, (s, 2, x.shape[-3] // (2 * s)))
+
+    def load(self, x: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """(B, L, nh, width), any strides -> contiguous (C, M, width) of dtype; tokens after the last are zeros."""
+        B, L, nh, bits, R, G = self
+        width = x.shape[-1]
+        if out is None:
+            out = x.new_empty(self.C, self.M, width, dtype=dtype)
+        if R * G << bits > L:
+            x = F.pad(x, (0, 0, 0, 0, 0, (R * G << bits) - L))
+        # (B, G, R, highest bit, .., lowest bit, nh, width) -> (lowest bit, .., highest bit, R, G, B, nh, width)
+        x = x.unflatten(1, (G, R, *[2] * bits)).permute(*range(bits + 2, 2, -1), 2, 1, 0, bits + 3, bits + 4)
+        out.view(x.shape).copy_(x)
+        return out
+
+    def store(self, x: Tensor, like: Tensor) -> Tensor:
+        """(C, M, width), any strides -> (B, L, nh, width) of like's dtype: the inverse of `load`."""
+        B, L, nh, bits, R, G = self
+        x = x.unflatten(1, (R, G, B, nh)).unflatten(0, (1, *[2] * bits)).squeeze(0)
+        x = x.permute(bits + 2, bits + 1, bits, *range(bits - 1, -1, -1), bits + 3, bits + 4)
+        out = like.new_empty(B, R * G << bits, nh, x.shape[-1])
+        out.view(x.shape).copy_(x)
+        return out[:, :L]
+
+
+class _BiGLA(torch.autograd.Function):
+    """Forward and backward over whole tensors; backward climbs the tree again instead of storing its levels."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, q_: Tensor, k_: Tensor, v_: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
+    ) -> Tensor:
+        grid = _Grid.of(q_)
+        with torch.autocast(q_.device.type, enabled=False):
+            q, k, v, g = _load(grid, q_, k_, v_, g_fwd, g_bwd, scale)
+            x, y, d = _leaves(q, k, g)
+            masks = _level_masks(grid, q)
+            A = q.new_zeros(grid.M, grid.C, grid.C)
+            for level in range(grid.bits):
+                rows, cols = _climb(grid, x, y, d, 1 << level)
+                A.addcmul_(torch.bmm(_mats(rows), _mats(cols).mT), masks[level])
+                g, d = _merge(g)
+            A.diagonal(dim1=1, dim2=2).copy_(2 * (q * k).sum(-1).t())
+            o = torch.bmm(A, _mats(v))
+            S = None, None
+            if grid.R * grid.G > 1:
+                U = [torch.bmm(_mats(y[i]).mT, _mats(v)) for i in range(2)]
+                S = [_scan(grid, g[i, 0], U[i], reverse=i == 1) for i in range(2)]
+                o.baddbmm_(_mats(x[0]), S[0]).baddbmm_(_mats(x[1]), S[1])
+            ctx.save_for_backward(q_, k_, v_, g_fwd, g_bwd, A, *S)
+            ctx.grid, ctx.scale = grid, scale
+            return grid.store(_mats(o), like=v_)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor | None, ...]:
+        q_, k_, v_, g_fwd, g_bwd, A, *S = ctx.saved_tensors
+        grid, scale = ctx.grid, ctx.scale
+        with torch.autocast(q_.device.type, enabled=False):
+            q, k, v, g0 = _load(grid, q_, k_, v_, g_fwd, g_bwd, scale)
+            do, v = _mats(grid.load(do, A.dtype)), _mats(v)
+            g, levels = g0, []
+            x, y, d = _leaves(q, k, g)
+            for level in range(grid.bits):
+                levels.append((*_climb(grid, x, y, d, 1 << level), d))
+                g, d = _merge(g)
+
+            dv = torch.bmm(A.mT, do)
+            if grid.R * grid.G > 1:
+                dS = [torch.bmm(_mats(x[i]).mT, do) for i in range(2)]
+                dU = [_scan(grid, g[i, 0], dS[i], reverse=i == 0) for i in range(2)]
+                dv.baddbmm_(_mats(y[0]), dU[0]).baddbmm_(_mats(y[1]), dU[1])
+                dx, dy = torch.empty_like(x), torch.empty_like(y)
+                for i in range(2):
+                    _mats(dx[i]).copy_(torch.bmm(do, S[i].mT))
+                    _mats(dy[i]).copy_(torch.bmm(v, dU[i].mT))
+                # Of the log decay over a whole chunk: through the state that leaves it, d S + U.
+                dg_chunk = (y * dy).sum(1) + d[:, 0] * torch.stack([(S[i] * dU[i]).sum(-1) for i in range(2)])
+            else:
+                dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+                dg_chunk = torch.zeros_like(g[:, 0])
+
+            dA = torch.bmm(do, v.mT)
+            diagonal = 2 * dA.diagonal(dim1=1, dim2=2).t().unsqueeze(-1)  # (C, M, 1)
+            masks = _level_masks(grid, q)
+            for level in reversed(range(grid.bits)):
+                rows, cols, d = levels.pop()
+                dA_level = dA * masks[level]
+                drows = _mats(torch.bmm(dA_level, _mats(cols)))
+                dcols = _mats(torch.bmm(dA_level.mT, _mats(rows)))
+                _descend(grid, dx, dy, drows, dcols, d, 1 << level)
+            dx.mul_(g0.exp())
+
+            # A decay between j and i multiplies q_i and k_j alike, so its gradient is a sum of what q_i sends over the
+            # tokens on one side: forward over u >= t, backward over u <= t, less what k_u sends there.
+            dg = _running_sum(grid, (dx * q).addcmul_(dy, k, value=-1)).add_(dg_chunk.unsqueeze(1))
+            dq = torch.addcmul(dx[0] + dx[1], diagonal, k).mul_(scale / 2)
+            dk = torch.addcmul(dy[0] + dy[1], diagonal, q)
+            return (
+                grid.store(dq, like=q_),
+                grid.store(dk, like=k_),
+                grid.store(_mats(dv), like=v_),
+                grid.store(dg[0], like=g_fwd),
+                grid.store(dg[1], like=g_bwd),
+                None,
+            )
+
+
+def _load(
+    grid: _Grid, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q * scale / 2, k, v and both gates as (2, C, M, K), in the dtype that the sums are taken in."""
     dtype = torch.promote_types(torch.promote_types(q.dtype, g_fwd.dtype), torch.float32)
-    B, L, nh, K = q.shape
-    V = v.shape[-1]
-    C = min(CHUNK, 1 << (L - 1).bit_length())
-    NC = -(-L // C)
-
-    def chunks(x: Tensor) -> Tensor:
-        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, NC * C - L))
-        return x.transpose(1, 2).reshape(B * nh * NC, C, x.shape[-1])
-
-    with torch.autocast(q.device.type, enabled=False):
-        o = _attend(chunks(q) * (scale / 2), chunks(k), chunks(v), chunks(g_fwd), chunks(g_bwd), NC)
-        return o.view(B, nh, NC * C, V)[:, :, :L].transpose(1, 2).to(v.dtype)
+    g = q.new_empty(2, grid.C, grid.M, q.shape[-1], dtype=dtype)
+    grid.load(g_fwd, dtype, out=g[0])
+    grid.load(g_bwd, dtype, out=g[1])
+    return grid.load(q, dtype).mul_(scale / 2), grid.load(k, dtype), grid.load(v, dtype), g
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, tot_f: Tensor, tot_b: Tensor, NC: int) -> Tensor:
-    M, C, K = q.shape
-    V = v.shape[-1]
-    o = 2 * (q * k).sum(-1, keepdim=True) * v
-    qf, qb, kf, kb = q * tot_f.exp(), q * tot_b.exp(), k, k
-    s = 1
-    while s < C:
-        qf, qb, kf, kb = (x.reshape(-1, 2, s, K) for x in (qf, qb, kf, kb))
-        tf, tb = tot_f.reshape(-1, 2, 1, K), tot_b.reshape(-1, 2, 1, K)
-        vs = v.reshape(-1, 2, s, V)
-        lower = qf[:, 1] @ kf[:, 0].mT @ vs[:, 0]
-        upper = qb[:, 0] @ kb[:, 1].mT @ vs[:, 1]
-        o = o + torch.stack([upper, lower], 1).view(M, C, V)
-        qf = torch.stack([qf[:, 0], qf[:, 1] * tf[:, 0].exp()], 1)
-        kf = torch.stack([kf[:, 0] * tf[:, 1].exp(), kf[:, 1]], 1)
-        qb = torch.stack([qb[:, 0] * tb[:, 1].exp(), qb[:, 1]], 1)
-        kb = torch.stack([kb[:, 0], kb[:, 1] * tb[:, 0].exp()], 1)
-        tot_f, tot_b = tf.sum(1), tb.sum(1)
-        s *= 2
-    qf, qb, kf, kb = (x.reshape(M, C, K) for x in (qf, qb, kf, kb))
-    U_f, U_b = ((x.mT @ v).view(-1, NC, K, V) for x in (kf, kb))
-    a_f, a_b = (x.reshape(-1, NC, K, 1).exp() for x in (tot_f, tot_b))
-    S, R = [torch.zeros_like(U_f[:, 0])], [torch.zeros_like(U_f[:, 0])]
-    for c in range(NC - 1):
-        S.append(a_f[:, c] * S[-1] + U_f[:, c])
-        R.append(a_b[:, NC - 1 - c] * R[-1] + U_b[:, NC - 1 - c])
-    S, R = torch.stack(S, 1).view(M, K, V), torch.stack(R[::-1], 1).view(M, K, V)
-    return o + qf @ S + qb @ R
+def _mats(x: Tensor) -> Tensor:
+    """(C, M, width) as M matrices (M, C, width), and back."""
+    return x.transpose(0, 1)
+
+
+def _leaves(q: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tree's first level, blocks of one token: x, y (2, C, M, K) and the blocks' decays d = exp(g).
+
+    x[0] is q decayed from the left edge of its block on, that token included; x[1] from the right edge. y[0] is k
+    decayed to the right edge of its block, that token excluded; y[1] to the left edge.
+    """
+    d = g.exp()
+    return d * q, k.repeat(2, 1, 1, 1), d
+
+
+def _climb(grid: _Grid, x: Tensor, y: Tensor, d: Tensor, s: int) -> tuple[Tensor, Tensor]:
+    """One level: what the scores between the halves of each pair need, then x and y in place from blocks s to 2s.
+
+    Returns rows, cols (C, M, K): q_i decayed from the middle of the pair, k_j decayed to it. Forward, rows lie in the
+    second half and cols in the first; backward the other way round: each token is needed for one direction.
+    """
+    x, y, d = grid.pairs(x, s), grid.pairs(y, s), grid.pairs(d, 1)[:, 0]
+    rows = torch.stack((x[1, :, 0], x[0, :, 1]), 1).flatten(0, 2)
+    cols = torch.stack((y[0, :, 0], y[1, :, 1]), 1).flatten(0, 2)
+    x[0, :, 1].mul_(d[0, 0])
+    y[0, :, 0].mul_(d[0, 1])
+    x[1, :, 0].mul_(d[1, 1])
+    y[1, :, 1].mul_(d[1, 0])
+    return rows, cols
+
+
+def _descend(grid: _Grid, dx: Tensor, dy: Tensor, drows: Tensor, dcols: Tensor, d: Tensor, s: int) -> None:
+    """The gradient of `_climb`: dx and dy in place from blocks 2s to s."""
+    dx, dy, d = grid.pairs(dx, s), grid.pairs(dy, s), grid.pairs(d, 1)[:, 0]
+    drows, dcols = grid.pairs(drows, s), grid.pairs(dcols, s)
+    torch.addcmul(drows[:, 1], dx[0, :, 1], d[0, 0], out=dx[0, :, 1])
+    torch.addcmul(dcols[:, 0], dy[0, :, 0], d[0, 1], out=dy[0, :, 0])
+    torch.addcmul(drows[:, 0], dx[1, :, 0], d[1, 1], out=dx[1, :, 0])
+    torch.addcmul(dcols[:, 1], dy[1, :, 1], d[1, 0], out=dy[1, :, 1])
+
+
+def _merge(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Log decays of blocks (2, n, M, K) -> those of pairs (2, n/2, M, K), and their exponentials.
+
+    From the gates' own sums at every level: a product of rounded exponentials would drift where gates are near 0.
+    """
+    half = g.shape[1] // 2
+    g = g[:, :half] + g[:, half:]
+    return g, g.exp()
+
+
+def _level_masks(grid: _Grid, like: Tensor) -> Tensor:
+    """(bits, C, C) of 0 and 1: the level at which the halving tree splits positions i and j; zero where i = j."""
+    i = torch.arange(grid.C, device=like.device)
+    differ = i ^ i.unsqueeze(-1)
+    # The highest bit in which two tokens differ is the lowest one of their bit-reversed positions.
+    return ((differ & -differ) == (grid.C >> 1 >> i[: grid.bits, None, None])).to(like.dtype)
+
+
+def _running_sum(grid: _Grid, e: Tensor) -> Tensor:
+    """Inclusive sums inside each chunk, in place: e[0] from token t to the right edge, e[1] from the left edge to t."""
+    total = e.clone()
+    for level in range(grid.bits):
+        sums, total = grid.pairs(e, 1 << level), grid.pairs(total, 1)[:, 0]
+        sums[0, :, 0].add_(total[0, 1])
+        sums[1, :, 1].add_(total[1, 0])
+        total = total.sum(1)
+    return e
+
+
+def _scan(grid: _Grid, g: Tensor, U: Tensor, reverse: bool) -> Tensor:
+    """The state entering every chunk, from the left or with `reverse` from the right; each is the other's adjoint.
+
+    Args:
+        g: Log decay over each chunk (M, K).
+        U: What each chunk adds to a state (M, K, V).
+
+    Returns:
+        S (M, K, V): S_c = sum over c' < c of exp(sum of g over the chunks between) U_c'; with `reverse` over c' > c.
+    """
+    n = grid.B * grid.nh * g.shape[-1]
+    S = _scan_groups(g.reshape(-1, n), U.view(-1, n, U.shape[-1]), grid.R, reverse)
+    return S.reshape(U.shape)
+
+
+def _scan_groups(g: Tensor, U: Tensor, R: int, reverse: bool) -> Tensor:
+    """`_scan` of g (R * G, n) and U (R * G, n, V): inside each of G groups, over the groups, and both together."""
+    n, V = U.shape[1:]
+    G = U.shape[0] // R
+    g, U = g.view(R, G * n), U.view(R, G * n, V)
+    # E[i, j] = exp(sum of g over j < u < i) for j < i, else 0: summed as it stands, not by differences of prefix sums.
+    E = F.pad(g[:-1], (0, 0, 1, 0)).t().unsqueeze(-1).expand(-1, -1, R).tril(-2).cumsum(1).exp_().tril_(-1)
+    S = torch.bmm(E.mT if reverse else E, U.transpose(0, 1)).transpose(0, 1)  # (R, G * n, V)
+    if G == 1:
+        return S
+    last = 0 if reverse else R - 1
+    U_group = torch.addcmul(U[last], g[last].exp().unsqueeze(-1), S[last])
+    S_group = _scan_groups(g.view(R, G, n).sum(0), U_group.reshape(G, n, V), G, reverse).reshape(G * n, V)
+    before = F.pad(g[1:].flip(0).cumsum(0).flip(0), (0, 0, 0, 1)) if reverse else F.pad(g[:-1].cumsum(0), (0, 0, 1, 0))
+    return torch.addcmul(S, before.exp().unsqueeze(-1), S_group, out=torch.empty_like(U)).view(R * G, n, V)
