@@ -7,11 +7,12 @@ torchvision (`mmvig.compat.torchvision_ops`). It is found last, so a real extens
 
 import importlib.util
 import sys
+from functools import wraps
 from types import ModuleType
 from typing import NoReturn
 
 from mmvig.compat.change import Change
-from mmvig.compat.imports import StandIn, installed
+from mmvig.compat.imports import StandIn, after_import, installed
 
 __all__ = ['CURE', 'apply', 'has_real_extension']
 
@@ -28,6 +29,7 @@ def apply() -> Change | None:
     if not installed('mmcv') or has_real_extension():
         return None
     sys.meta_path.append(StandIn(NAME, _fill))
+    after_import('mmcv.ops.nms', _widen)
     return Change(
         name='mmcv operators',
         cause='the installed mmcv has no compiled operators (mmcv._ext)',
@@ -49,6 +51,25 @@ def _fill(module: ModuleType) -> None:
 
     vars(module).update({name: getattr(torchvision_ops, name) for name in torchvision_ops.__all__})
     module.__getattr__ = _refuse
+
+
+def _widen(nms_module: ModuleType) -> None:
+    """Have `batched_nms` work in float32 on half-precision boxes.
+
+    It moves the boxes of each class to a place of their own, which half precision cannot tell apart or even express.
+    The compiled operator raises on such boxes; the stand-in takes them, and must not be wrong.
+    """
+    import torch
+
+    stock = nms_module.batched_nms
+
+    @wraps(stock)
+    def batched_nms(boxes, scores, idxs, nms_cfg, class_agnostic=False):
+        wide = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (boxes, scores))
+        dets, keep = stock(*wide, idxs, nms_cfg, class_agnostic)
+        return dets.to(torch.promote_types(boxes.dtype, scores.dtype)), keep
+
+    nms_module.batched_nms = batched_nms
 
 
 def _refuse(name: str):

@@ -52,7 +52,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         offset: 0, or 1 where a box from x1 to x2 is x2 - x1 + 1 wide.
     """
     boxes, scores = _wide(boxes, scores)
-    return torchvision_nms(boxes + boxes.new_tensor([0, 0, offset, offset]), scores, iou_threshold)
+    if offset:
+        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+    return torchvision_nms(boxes, scores, iou_threshold)
 
 
 def softnms(
@@ -96,7 +98,7 @@ def softnms(
         else:
             weight = torch.where(iou >= iou_threshold, (1 - iou) * method, 1)
         scores[left] = scores[left] * weight
-        left = left[scores[left] >= min_score]
+        left = left[~(scores[left] < min_score)]  # the IoU of empty boxes is no number, and drops none
     return torch.stack(taken) if taken else left
 
 

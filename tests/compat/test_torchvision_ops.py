@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -102,6 +103,29 @@ def test_batched_nms_keeps_classes_apart():
 
 @pytest.mark.parametrize('dtype', LOW)
 @pytest.mark.parametrize('device', DEVICES)
+def test_batched_nms_half(dtype: torch.dtype, device: str):
+    """mmcv moves each class by the size of the image: 80 of them leave the range of float16."""
+    from mmcv.ops import batched_nms
+
+    boxes, scores, classes = (
+        random_boxes(160, size=1000).to(dtype),
+        torch.arange(160).to(dtype) / 256,
+        torch.arange(160) % 80,
+    )
+    boxes += boxes.new_tensor([0, 0, 32, 32])
+    boxes[80:] = boxes[:80] + 4  # each class has two boxes, nearly the same
+    config = dict(type='nms', iou_threshold=0.513)
+    dets, kept = batched_nms(boxes.to(device), scores.to(device), classes.to(device), config)
+    expected = []
+    for label in range(80):
+        mine = (classes == label).nonzero()[:, 0]
+        expected += mine[plain_nms(boxes[mine].double(), scores[mine].double(), 0.513, 0)].tolist()
+    assert sorted(kept.tolist()) == sorted(expected) and 80 <= len(kept) < 160
+    assert dets.dtype == dtype and torch.equal(dets[:, :4].cpu(), boxes[kept.cpu()])
+
+
+@pytest.mark.parametrize('dtype', LOW)
+@pytest.mark.parametrize('device', DEVICES)
 def test_nms_half(dtype: torch.dtype, device: str):
     boxes, scores = random_boxes(40).to(dtype), torch.arange(40).to(dtype) / 64  # exact, no ties
     kept = ops.nms(boxes.to(device), scores.to(device), 0.4, 0)
@@ -127,6 +151,16 @@ def test_soft_nms_keeps_the_best_box_below_the_limit():
     kept = ops.softnms(boxes, boxes.new_tensor([0.1, 0.3, 0.2]), dets, 0.3, 0.5, 0.9, method=1, offset=0)
     assert kept.tolist() == [1]
     assert len(ops.softnms(boxes[:0], boxes[:0, 0], dets[:0], 0.3, 0.5, 0.9, method=1, offset=0)) == 0
+
+
+def test_soft_nms_of_boxes_without_area():
+    """The documented example of mmcv: five of six stay, the IoU of empty boxes being no number."""
+    from mmcv.ops import soft_nms
+
+    boxes = np.array([[4, 3, 5, 3], [4, 3, 5, 4], [3, 1, 3, 1], [3, 1, 3, 1], [3, 1, 3, 1], [3, 1, 3, 1]], np.float32)
+    scores = np.array([0.9, 0.9, 0.5, 0.5, 0.4, 0.0], np.float32)
+    dets, kept = soft_nms(boxes, scores, 0.6, sigma=0.5)
+    assert isinstance(dets, np.ndarray) and len(dets) == len(kept) == 5
 
 
 def test_soft_nms_half():
