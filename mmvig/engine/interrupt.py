@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import EMAHook, Hook
 
-from mmvig.engine.resume import gradients
+from mmvig.engine.resume import in_accumulation
 
 __all__ = ['InterruptHook', 'Interrupted']
 
@@ -70,8 +70,8 @@ class InterruptHook(Hook):
         self._training = True
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if runner.world_size > 1 and gradients(runner.model):
-            return  # a distributed run's checkpoint cannot hold them
+        if runner.world_size > 1 and in_accumulation(runner.optim_wrapper):
+            return  # a distributed run's checkpoint would lose the gradients
         if self._signalled(runner):
             self._stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 

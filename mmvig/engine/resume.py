@@ -15,20 +15,26 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 from mmvig.compat.checkpoint_loading import load_checkpoint_file
 from mmvig.engine.batches import seed_random
 from mmvig.registry import HOOKS
 
-__all__ = ['ResumeHook', 'gradients', 'latest_checkpoint', 'load_for_resume']
+__all__ = ['ResumeHook', 'in_accumulation', 'latest_checkpoint', 'load_for_resume']
 
 VALIDATION = 2  # beside a batch (nothing) and the model (1) of the same iteration
 
 
-def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The gradients that wait for more iterations of a gradient accumulation, by parameter name; otherwise empty."""
-    module = model.module if is_model_wrapper(model) else model
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+def in_accumulation(optim_wrapper: OptimWrapper | OptimWrapperDict) -> bool:
+    """Whether gradients wait for later iterations, by `accumulative_counts`."""
+    wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+    return any(not wrapper.should_update() for wrapper in wrappers)
+
+
+def _parameters(runner) -> dict[str, torch.nn.Parameter]:
+    module = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return dict(module.named_parameters())
 
 
 @HOOKS.register_module()
@@ -47,12 +53,13 @@ class ResumeHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         meta, loop = checkpoint['meta'], runner.train_loop
+        gradients = {}
+        if runner.world_size == 1 and in_accumulation(runner.optim_wrapper):
+            gradients = {name: p.grad.cpu() for name, p in _parameters(runner).items() if p.grad is not None}
         checkpoint['resume'] = dict(
             iter=meta['iter'],
             batches_done=getattr(loop, 'batches_done', 0) if meta['epoch'] == loop.epoch else 0,
-            gradients={name: grad.cpu() for name, grad in gradients(runner.model).items()}
-            if runner.world_size == 1
-            else {},
+            gradients=gradients,
             in_validation=meta.get('in_validation', False),
         )
 
@@ -73,7 +80,7 @@ class ResumeHook(Hook):
             return
         runner.train_loop.batches_done = state['batches_done']
         if state['gradients']:
-            parameters = dict(runner.model.named_parameters())
+            parameters = _parameters(runner)
             for name, grad in state['gradients'].items():
                 parameters[name].grad = grad.to(parameters[name])
             runner.logger.warning('The gradients of the accumulation that the checkpoint interrupted were restored.')
