@@ -143,11 +143,10 @@ class _BiGLA(torch.autograd.Function):
                 for i in range(2):
                     _mats(dx[i]).copy_(torch.bmm(do, S[i].mT))
                     _mats(dy[i]).copy_(torch.bmm(v, dU[i].mT))
-                # Of the log decay over a whole chunk: through the state that leaves it, d S + U.
-                dg_chunk = (y * dy).sum(1) + d[:, 0] * torch.stack([(S[i] * dU[i]).sum(-1) for i in range(2)])
+                # Of the log decay of a chunk: the state that it lets pass, d S, times the gradient of what leaves it.
+                dg = d * torch.stack([(S[i] * dU[i]).sum(-1) for i in range(2)]).unsqueeze(1)
             else:
-                dx, dy = torch.zeros_like(x), torch.zeros_like(y)
-                dg_chunk = torch.zeros_like(g[:, 0])
+                dx, dy, dg = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(g)
 
             dA = torch.bmm(do, v.mT)
             diagonal = 2 * dA.diagonal(dim1=1, dim2=2).t().unsqueeze(-1)  # (C, M, 1)
@@ -157,12 +156,9 @@ class _BiGLA(torch.autograd.Function):
                 dA_level = dA * masks[level]
                 drows = _mats(torch.bmm(dA_level, _mats(cols)))
                 dcols = _mats(torch.bmm(dA_level.mT, _mats(rows)))
-                _descend(grid, dx, dy, drows, dcols, d, 1 << level)
+                dg = _descend(grid, dx, dy, dg, rows, cols, drows, dcols, d, 1 << level)
             dx.mul_(g0.exp())
-
-            # A decay between j and i multiplies q_i and k_j alike, so its gradient is a sum of what q_i sends over the
-            # tokens on one side: forward over u >= t, backward over u <= t, less what k_u sends there.
-            dg = _running_sum(grid, (dx * q).addcmul_(dy, k, value=-1)).add_(dg_chunk.unsqueeze(1))
+            dg.addcmul_(dx, q)
             dq = torch.addcmul(dx[0] + dx[1], diagonal, k).mul_(scale / 2)
             dk = torch.addcmul(dy[0] + dy[1], diagonal, q)
             return (
@@ -210,21 +206,40 @@ def _climb(grid: _Grid, x: Tensor, y: Tensor, d: Tensor, s: int) -> tuple[Tensor
     x, y, d = grid.pairs(x, s), grid.pairs(y, s), grid.pairs(d, 1)[:, 0]
     rows = torch.stack((x[1, :, 0], x[0, :, 1]), 1).flatten(0, 2)
     cols = torch.stack((y[0, :, 0], y[1, :, 1]), 1).flatten(0, 2)
-    x[0, :, 1].mul_(d[0, 0])
-    y[0, :, 0].mul_(d[0, 1])
-    x[1, :, 0].mul_(d[1, 1])
-    y[1, :, 1].mul_(d[1, 0])
+    for i in range(2):  # direction i carries half i to the other one
+        x[i, :, 1 - i].mul_(d[i, i])
+        y[i, :, i].mul_(d[i, 1 - i])
     return rows, cols
 
 
-def _descend(grid: _Grid, dx: Tensor, dy: Tensor, drows: Tensor, dcols: Tensor, d: Tensor, s: int) -> None:
-    """The gradient of `_climb`: dx and dy in place from blocks 2s to s."""
+def _descend(
+    grid: _Grid,
+    dx: Tensor,
+    dy: Tensor,
+    dg: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    drows: Tensor,
+    dcols: Tensor,
+    d: Tensor,
+    s: int,
+) -> Tensor:
+    """The gradient of `_climb`: dx and dy in place from blocks 2s to s; returns the blocks' dg, given the pairs'.
+
+    A block's log decay acts as part of its pair's, and alone on what crosses it to or from the pair's other half. Each
+    term is a product with that decay, none a difference of running sums: a gate of -50 has as exact a gradient as any.
+    """
     dx, dy, d = grid.pairs(dx, s), grid.pairs(dy, s), grid.pairs(d, 1)[:, 0]
-    drows, dcols = grid.pairs(drows, s), grid.pairs(dcols, s)
-    torch.addcmul(drows[:, 1], dx[0, :, 1], d[0, 0], out=dx[0, :, 1])
-    torch.addcmul(dcols[:, 0], dy[0, :, 0], d[0, 1], out=dy[0, :, 0])
-    torch.addcmul(drows[:, 0], dx[1, :, 0], d[1, 1], out=dx[1, :, 0])
-    torch.addcmul(dcols[:, 1], dy[1, :, 1], d[1, 0], out=dy[1, :, 1])
+    rows, cols, drows, dcols = (grid.pairs(t, s) for t in (rows, cols, drows, dcols))
+    dg = dg.repeat(1, 2, 1, 1)
+    dg_half = grid.pairs(dg, 1)[:, 0]
+    for i in range(2):
+        dx_half, dy_half = dx[i, :, 1 - i], dy[i, :, i]
+        dg_half[i, i].add_((dx_half.mul_(d[i, i]) * rows[:, 1 - i]).sum(0))
+        dg_half[i, 1 - i].add_((dy_half.mul_(d[i, 1 - i]) * cols[:, i]).sum(0))
+        dx_half.add_(drows[:, 1 - i])
+        dy_half.add_(dcols[:, i])
+    return dg
 
 
 def _merge(g: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,17 +258,6 @@ def _level_masks(grid: _Grid, like: Tensor) -> Tensor:
     differ = i ^ i.unsqueeze(-1)
     # The highest bit in which two tokens differ is the lowest one of their bit-reversed positions.
     return ((differ & -differ) == (grid.C >> 1 >> i[: grid.bits, None, None])).to(like.dtype)
-
-
-def _running_sum(grid: _Grid, e: Tensor) -> Tensor:
-    """Inclusive sums inside each chunk, in place: e[0] from token t to the right edge, e[1] from the left edge to t."""
-    total = e.clone()
-    for level in range(grid.bits):
-        sums, total = grid.pairs(e, 1 << level), grid.pairs(total, 1)[:, 0]
-        sums[0, :, 0].add_(total[0, 1])
-        sums[1, :, 1].add_(total[1, 0])
-        total = total.sum(1)
-    return e
 
 
 def _scan(grid: _Grid, g: Tensor, U: Tensor, reverse: bool) -> Tensor:
@@ -285,4 +289,4 @@ def _scan_groups(g: Tensor, U: Tensor, R: int, reverse: bool) -> Tensor:
     U_group = torch.addcmul(U[last], g[last].exp().unsqueeze(-1), S[last])
     S_group = _scan_groups(g.view(R, G, n).sum(0), U_group.reshape(G, n, V), G, reverse).reshape(G * n, V)
     before = F.pad(g[1:].flip(0).cumsum(0).flip(0), (0, 0, 0, 1)) if reverse else F.pad(g[:-1].cumsum(0), (0, 0, 1, 0))
-    return torch.addcmul(S, before.exp().unsqueeze(-1), S_group, out=torch.empty_like(U)).view(R * G, n, V)
+    return (before.exp().unsqueeze(-1) * S_group).add_(S).view(R * G, n, V)

@@ -1,0 +1,71 @@
+"""Inputs and measures that the tests of every implementation share."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
+
+# Log decays from standard normal and uniform draws n, u. 'model' is what a ViG makes of its gate logits; 'shut' has
+# channels that forget everything at some steps, 'open' channels that forget nothing but for one step in fifty.
+GATES = {
+    'model': lambda n, u: F.logsigmoid(2 * n) / 16,
+    'weak': lambda n, u: F.logsigmoid(n + 8) / 16,
+    'zero': lambda n, u: 0 * n,
+    'strong': lambda n, u: -50 * u,
+    'constant': lambda n, u: 0 * n - 50,
+    'mixed': lambda n, u: torch.where(u < 0.05, -50.0, F.logsigmoid(2 * n) / 16),
+    'open': lambda n, u: torch.where(u < 0.02, -1e4, 0 * n),
+    'shut': lambda n, u: torch.where(u < 0.05, -torch.inf, F.logsigmoid(n) / 16),
+}
+
+
+@pytest.fixture(params=GATES)
+def gates(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_inputs() -> Callable[..., list[Tensor]]:
+    """`make(B, L, nh, K, V)` gives q, k, v, g_fwd, g_bwd as leaves that require gradients."""
+
+    def make(B=2, L=65, nh=2, K=5, V=7, *, gates='model', dtype=torch.float64, seed=0) -> list[Tensor]:
+        rng = torch.Generator().manual_seed(seed)
+
+        def draw(width: int, sample=torch.randn) -> Tensor:
+            return sample(B, L, nh, width, generator=rng, dtype=torch.float64)
+
+        inputs = [draw(K), draw(K), draw(V)] + [GATES[gates](draw(K), draw(K, torch.rand)) for _ in range(2)]
+        return [x.to(dtype).requires_grad_() for x in inputs]
+
+    return make
+
+
+@pytest.fixture
+def run() -> Callable[..., list[Tensor]]:
+    """`run(fn, inputs)` gives the output and the gradients of the five inputs under one fixed output gradient."""
+
+    def run(fn: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        out = fn(*inputs)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+        return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+
+    return run
+
+
+@pytest.fixture
+def errors() -> Callable[..., dict[str, float]]:
+    """`errors(got, want)` gives relative Frobenius errors, output and gradients, by name."""
+
+    def errors(got: list[Tensor], want: list[Tensor]) -> dict[str, float]:
+        names = ('o', *(f'd{name}' for name in NAMES))
+        tiny = torch.finfo(torch.float64).tiny
+        return {
+            name: ((a.double() - b.double()).norm() / b.double().norm().clamp_min(tiny)).item()
+            for name, a, b in zip(names, got, want, strict=True)
+        }
+
+    return errors
