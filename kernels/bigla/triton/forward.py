@@ -1,0 +1,283 @@
+"""Forward kernels of BiGLA and their launcher.
+
+A sequence is cut into chunks of C tokens. With f, b the log2 decays of a chunk's tokens, F_i = f_0 + .. + f_i,
+E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from the left and from the right::
+
+    o_i = sum_j A_ij v_j + s (q_i 2^F_i) S + s (q_i 2^(Bt-E_i)) R,                                s = scale / 2
+    A_ij = s q_i . k_j 2^(F_i-F_j)  for i > j,    s q_i . k_j 2^(E_j-E_i)  for i < j,    2 s q_i . k_i  for i = j
+    S' = 2^Ft S + sum_j (k_j 2^(Ft-F_j)) v_j^T           R' = 2^Bt R + sum_j (k_j 2^E_j) v_j^T
+
+1. `state_kernel`: the sums of S' and R' of every chunk, and its totals.
+2. `scan_kernel`: S and R of every chunk, in place of the sums.
+3. `out_kernel`: the outputs, both directions by one score matrix. It splits 2^(F_i-F_j) at half the total, so that
+   neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard and left alone.
+4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0.
+
+A sequence of one chunk has no states: 1 and 2 are left out.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .primitives import (
+    SEARCHERS,
+    Config,
+    block,
+    config,
+    decay,
+    dot,
+    load_rows,
+    load_state,
+    load_total,
+    locate,
+    operand,
+    precision,
+    row,
+    rows,
+    store_rows,
+    store_state,
+    tile_decay,
+    tree_scores,
+)
+
+
+@triton.jit(do_not_specialize=['L', 'NT'])
+def state_kernel(
+    x, y, gf, gb, state, total, x_s, y_s, gf_s, gb_s, scale, L, NT, H,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    GRAD: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """One direction of one chunk: sum_r (x_r 2^G_r) y_r^T, rows in the order in which decays accumulate.
+
+    Forward, x = k, y = v: a key decays by every step after it, in its direction. G is the exclusive sum that starts at
+    the chunk's far end; the total is written too. Backward (GRAD), x = s q, y = do: a query has decayed by every step
+    up to its own. G is the inclusive sum from the near end.
+    """
+    i = tl.program_id(0) // 2
+    d = tl.program_id(0) % 2
+    v0 = tl.program_id(1) * BV
+    b, c, h = locate(i, NT, H)
+    left = c * C
+    r = tl.arange(0, C)
+    reverse = (d == 0) != GRAD
+    t = tl.where(reverse, C - 1 - r, r)
+    m = left + t < L
+    if d == 0:
+        g = row(gf, gf_s, b, left, h)
+        g_s = gf_s[1]
+    else:
+        g = row(gb, gb_s, b, left, h)
+        g_s = gb_s[1]
+
+    # The gate of row r - 1, so that the plain sum is the exclusive one: subtracting the own gate would lose digits.
+    tg = t
+    mg = m
+    if not GRAD:
+        tg = tl.where(reverse, t + 1, t - 1)
+        mg = (r > 0) & (left + tg < L)
+    G = tile_decay(load_rows(g, g_s, tg, mg, K, BK), mg, LOGITS, PREC)
+    if not GRAD and v0 == 0:
+        kk = tl.arange(0, BK)
+        last = tl.where(reverse, 0, C - 1)
+        end = tl.load(g + last * g_s + kk, mask=(kk < K) & (left + last < L), other=0.0)
+        end = tl.where(left + last < L, decay(end, LOGITS, PREC), 0.0)
+        tl.store(total + (i.to(tl.int64) * 2 + d) * K + kk, tl.sum(G, 0) + end, mask=kk < K)
+    G = tl.cumsum(G, 0)
+
+    a = load_rows(row(x, x_s, b, left, h), x_s[1], t, m, K, BK).to(tl.float32)
+    if GRAD:
+        a = a * scale
+    a = operand(a * tl.exp2(G), PREC)
+    w = operand(load_rows(row(y, y_s, b, left, h), y_s[1], t, m, V, BV, v0), PREC)
+    store_state(state, i, d, dot(tl.trans(a), w, PREC), K, V, BK, BV, v0)
+
+
+@triton.jit(do_not_specialize=['NT'])
+def scan_kernel(
+    state, total, NT, H, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, GRAD: tl.constexpr, STAGES: tl.constexpr
+):
+    """X <- 2^total X + state[c] along the chunks, each state[c] replaced by the X that enters it.
+
+    One program a slice of K V, direction, head and sample. The states S and the gradients of R run to the right, the
+    others to the left.
+    """
+    SLICES: tl.constexpr = (K * V + BLOCK - 1) // BLOCK
+    d = tl.program_id(0) // SLICES % 2
+    i = tl.program_id(0) // (2 * SLICES)
+    e = tl.program_id(0) % SLICES * BLOCK + tl.arange(0, BLOCK)
+    m = e < K * V
+    right = (d == 0) != GRAD
+    first = (i // H).to(tl.int64) * NT * H + i % H + tl.where(right, 0, (NT - 1).to(tl.int64) * H)
+    step = tl.where(right, H, -H).to(tl.int64)
+    x = tl.zeros([BLOCK], tl.float32)
+    for n in tl.range(0, NT, num_stages=STAGES):
+        at = (first + n * step) * 2 + d
+        p = state + at * (K * V) + e
+        a = tl.load(total + at * K + e // V, mask=m, other=0.0)
+        u = tl.load(p, mask=m, other=0.0).to(tl.float32)
+        tl.store(p, x.to(state.dtype.element_ty), mask=m)
+        x = tl.exp2(a) * x + u
+
+
+@triton.jit(do_not_specialize=['L', 'NT', 'N'])
+def out_kernel(
+    q, k, v, gf, gb, state, total, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale, limit, L, NT, H, N,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """Outputs of one chunk, or hard[i] = 1 for one whose decay passes the limit. ONE: the chunk is the sequence."""
+    i = N - 1 - tl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
+    v0 = tl.program_id(1) * BV
+    b, c, h = locate(i, NT, H)
+    left = c * C
+    r = tl.arange(0, C)
+    m = left + r < L
+    q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
+    k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
+    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS, PREC)
+    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS, PREC)
+    if ONE:
+        tf = tl.sum(f, 0)
+        tb = tl.sum(e, 0)
+        if v0 == 0:
+            kk = tl.arange(0, BK)
+            p = total + i.to(tl.int64) * 2 * K + kk
+            tl.store(p, tf, mask=kk < K)
+            tl.store(p + K, tb, mask=kk < K)
+    else:
+        tf = load_total(total, i, 0, K, BK)
+        tb = load_total(total, i, 1, K, BK)
+    F = tl.cumsum(f, 0)
+    E = tl.cumsum(e, 0) - e
+    is_hard = tl.min(tl.minimum(tf, tb), 0) < limit
+    if v0 == 0:
+        tl.store(hard + i, is_hard.to(tl.int32))
+        if i == N - 1:
+            tl.store(hard + N, 0)
+    if not is_hard:
+        qf = operand(q_ * tl.exp2(F - tf[None, :] / 2), PREC)
+        kf = operand(k_ * tl.exp2(tf[None, :] / 2 - F), PREC)
+        qb = operand(q_ * tl.exp2(tb[None, :] / 2 - E), PREC)
+        kb = operand(k_ * tl.exp2(E - tb[None, :] / 2), PREC)
+        # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both.
+        a = tl.where(r[:, None] >= r[None, :], dot(qf, tl.trans(kf), PREC), 0.0)
+        a += tl.where(r[:, None] <= r[None, :], dot(qb, tl.trans(kb), PREC), 0.0)
+        v_ = operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC)
+        out = dot(operand(a, PREC), v_, PREC)
+        if not ONE:
+            S = load_state(state, i, 0, K, V, BK, BV, v0) * tl.exp2(tf / 2)[:, None]
+            R = load_state(state, i, 1, K, V, BK, BV, v0) * tl.exp2(tb / 2)[:, None]
+            out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
+        store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+
+
+@triton.jit(do_not_specialize=['L', 'NT', 'N'])
+def exact_out_kernel(
+    q, k, v, gf, gb, state, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale, L, NT, H, N,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """Outputs of the hard chunks, found 32 at a time by a grid that does not depend on their number."""
+    G = tl.num_programs(0)
+    i0 = tl.program_id(0)
+    r = tl.arange(0, C)
+    while i0 < N:
+        some = i0 + tl.arange(0, 32) * G
+        if tl.max(tl.load(hard + some, mask=some < N, other=0), 0) > 0:
+            for j in range(32):
+                i = i0 + j * G
+                if tl.load(hard + i, mask=i < N, other=0) > 0:
+                    b, c, h = locate(i, NT, H)
+                    left = c * C
+                    m = left + r < L
+                    q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
+                    k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
+                    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS, PREC)
+                    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS, PREC)
+                    a, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, False)
+                    a = operand(a, PREC)
+                    qf = operand(q_ * tl.exp2(pf), PREC)
+                    qb = operand(q_ * tl.exp2(sb), PREC)
+                    for v0 in range(0, V, BV):
+                        v_ = operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC)
+                        out = dot(a, v_, PREC)
+                        if not ONE:
+                            out += dot(qf, operand(load_state(state, i, 0, K, V, BK, BV, v0), PREC), PREC)
+                            out += dot(qb, operand(load_state(state, i, 1, K, V, BK, BV, v0), PREC), PREC)
+                        store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+        i0 += 32 * G
+
+
+def token_strides(x: Tensor) -> tuple[int, int, int]:
+    return x.stride()[:3]
+
+
+def buffers(q: Tensor, v: Tensor, NT: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernels leave for each other and for the backward, empty; flat, each indexed by chunk i first.
+
+    The states (B NT nh, 2, K, V) of both directions, in bfloat16 where the tensors are and float32 otherwise; the log2
+    totals (B NT nh, 2, K) in float32; whether a chunk is hard (B NT nh) in int32, with one to spare: a symbolic size
+    that might be 1 would make torch.export specialise L.
+    """
+    B, _, H, K = q.shape
+    N = B * NT * H
+    dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+    return (
+        q.new_empty(N * 2 * K * v.shape[-1], dtype=dtype),
+        q.new_empty(N * 2 * K, dtype=torch.float32),
+        q.new_empty(N + 1, dtype=torch.int32),
+    )
+
+
+def launch_forward(
+    q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the forward.
+
+    Args:
+        q, k, g_fwd, g_bwd: (B, L, nh, K), any strides.
+        v: (B, L, nh, V).
+        scale: Factor on the scores.
+        gate_logits: The gates are x of log decay = logsigmoid(x) / 16.
+        C: Tokens a chunk, from `chunk_size`.
+
+    Returns:
+        o (B, L, nh, V) of v's dtype, and the states that enter each chunk, totals and flags as in `buffers`.
+    """
+    B, L, H, K = q.shape
+    V = v.shape[-1]
+    NT = triton.cdiv(L, C)
+    N = B * NT * H
+    o = v.new_empty(B, L, H, V)
+    state, total, hard = buffers(q, v, NT)
+    if N == 0:
+        return o, state, total, hard
+    cfg = config(C, K, V, q.dtype)
+    prec, limit = precision(q.dtype)
+    q, k, v, gf, gb = (rows(x, C) for x in (q, k, v, g_fwd, g_bwd))
+    q_s, k_s, v_s, gf_s, gb_s, o_s = (token_strides(x) for x in (q, k, v, gf, gb, o))
+    tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
+    slices = triton.cdiv(V, cfg.BV)
+    if NT > 1:
+        state_kernel[2 * N, slices](
+            k, v, gf, gb, state, total, k_s, v_s, gf_s, gb_s, 1.0, L, NT, H,
+            GRAD=False, num_warps=cfg.state_warps, num_stages=1, **tile,
+        )  # fmt: skip
+        scan(state, total, B, NT, H, K, V, cfg, False)
+    out_kernel[N, slices](
+        q, k, v, gf, gb, state, total, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale / 2, limit, L, NT, H, N,
+        ONE=NT == 1, num_warps=cfg.out_warps, num_stages=1, **tile,
+    )  # fmt: skip
+    exact_out_kernel[min(N, SEARCHERS),](
+        q, k, v, gf, gb, state, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale / 2, L, NT, H, N,
+        ONE=NT == 1, num_warps=cfg.grad_warps, num_stages=1, **tile,
+    )  # fmt: skip
+    return o, state, total, hard
+
+
+def scan(state: Tensor, total: Tensor, B: int, NT: int, H: int, K: int, V: int, cfg: Config, grad: bool) -> None:
+    scan_kernel[triton.cdiv(K * V, cfg.scan_block) * 2 * B * H,](
+        state, total, NT, H, K=K, V=V, BLOCK=cfg.scan_block, GRAD=grad, STAGES=cfg.scan_stages, num_warps=1
+    )  # fmt: skip

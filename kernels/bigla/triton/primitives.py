@@ -1,0 +1,246 @@
+"""What the forward and the backward share: tiles, gates, dot operands, and the tuning table."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# Log2 decays below this are this: 2^-160 is 0 in float32, so nothing changes, and -inf keeps out of sums.
+FLOOR = tl.constexpr(-160.0)
+# Programs of the exact kernels, which look through all chunks for hard ones: four to an H200's multiprocessor.
+SEARCHERS = 528
+
+
+class Config(NamedTuple):
+    """Tile sizes and launch options for one (K, V, dtype, regime); see :func:`config`."""
+
+    C: int  # tokens a chunk
+    BV: int  # value columns a program
+    state_warps: int
+    out_warps: int
+    grad_warps: int
+    scan_block: int  # state elements a program of the scan
+    scan_stages: int  # loads of the scan in flight
+
+
+def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
+    """Tokens a chunk, the power of two that `config` has tiles for. A symbolic L takes the size for long sequences."""
+    longest = 64 if K <= 32 and dtype == torch.bfloat16 else 32 if K <= 64 else 16
+    if not isinstance(L, int):
+        return longest
+    if L <= longest:
+        return max(16, triton.next_power_of_2(L))
+    return min(longest, 32) if L <= 256 else longest
+
+
+def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
+    """The curated table. More warps than a tile needs cost instructions, fewer spill registers."""
+    BK = block(K)
+    tile = C * BK * (1 if dtype == torch.bfloat16 else 2)
+    return Config(
+        C=C,
+        BV=min(block(V), 64, max(16, 4096 // BK)),
+        state_warps=1 if tile < 1024 else 2 if BK <= 32 else 4,
+        out_warps=1 if tile < 1024 else 2 if tile < 2048 else 4 if tile < 4096 else 8,
+        grad_warps=2 if tile < 512 else 4 if tile < 2048 or dtype == torch.bfloat16 and BK <= 64 else 8,
+        scan_block=128,
+        scan_stages=6,
+    )
+
+
+def block(width: int) -> int:
+    """Columns of the tile that holds `width` of them: a power of two that `tl.dot` takes."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def precision(dtype: torch.dtype) -> tuple[str, float]:
+    """How dots are done for tensors of `dtype`, and the total log2 decay of a chunk from which it is hard.
+
+    In bfloat16 the scaled operands keep their relative precision, and float32 sums hold 2^160. Float16 cannot hold the
+    scaled operands: tf32 has its mantissa and float32's range. In float32 the prefix sums' own rounding, relative to
+    the total, is what counts.
+    """
+    if triton.knobs.runtime.interpret:  # its dots are NumPy's, and wrong for bfloat16 (triton-lang/triton#11584)
+        return 'ieee', -160.0 if dtype != torch.float32 else -8.0
+    return {torch.bfloat16: ('bf16', -160.0), torch.float16: ('tf32', -160.0), torch.float32: ('tf32x3', -8.0)}[dtype]
+
+
+def rows(x: Tensor, C: int) -> Tensor:
+    """`x` itself where a program can walk its rows: dense ones, C of which lie within int32. Otherwise a copy."""
+    dense = x.shape[-1] == 1 or x.stride(-1) == 1
+    return x if dense and x.stride(1) * C < 2**31 else x.contiguous()
+
+
+@triton.jit
+def locate(i, NT, H):
+    """Index i of a (batch, chunk, head), heads fastest: neighbours read the same rows of memory together."""
+    return i // (NT * H), i // H % NT, i % H
+
+
+@triton.jit
+def row(x, stride, b, t, h):
+    """Pointer to x[b, t, h], computed in int64."""
+    return x + b.to(tl.int64) * stride[0] + t.to(tl.int64) * stride[1] + h.to(tl.int64) * stride[2]
+
+
+@triton.jit
+def rows_at(p, stride, r, m, W: tl.constexpr, BW: tl.constexpr, w0):
+    """Pointers (C, BW) to columns w0.. of the rows `r` after `p`, and which of them are inside `m` and W."""
+    w = w0 + tl.arange(0, BW)
+    m = m[:, None]
+    if W % BW != 0:
+        m = m & (w < W)[None, :]
+    return p + r[:, None] * stride + w[None, :], m
+
+
+@triton.jit
+def load_rows(p, stride, r, m, W: tl.constexpr, BW: tl.constexpr, w0=0):
+    p, m = rows_at(p, stride, r, m, W, BW, w0)
+    return tl.load(p, mask=m, other=0.0)
+
+
+@triton.jit
+def store_rows(p, stride, x, r, m, W: tl.constexpr, BW: tl.constexpr, w0=0):
+    p, m = rows_at(p, stride, r, m, W, BW, w0)
+    tl.store(p, x.to(p.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def load_state(state, i, d, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, v0):
+    """Columns v0.. of state[i, d], which is stored as it is, K x V.  (BK, BV)"""
+    kk, vv = tl.arange(0, BK)[:, None], v0 + tl.arange(0, BV)[None, :]
+    p = state + (i.to(tl.int64) * 2 + d) * (K * V) + (kk * V + vv)
+    if K == BK and V % BV == 0:
+        return tl.load(p).to(tl.float32)
+    else:
+        return tl.load(p, mask=(kk < K) & (vv < V), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_state(state, i, d, x, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, v0):
+    kk, vv = tl.arange(0, BK)[:, None], v0 + tl.arange(0, BV)[None, :]
+    p = state + (i.to(tl.int64) * 2 + d) * (K * V) + (kk * V + vv)
+    tl.store(p, x.to(state.dtype.element_ty), mask=(kk < K) & (vv < V))
+
+
+@triton.jit
+def load_total(total, i, d, K: tl.constexpr, BK: tl.constexpr):
+    kk = tl.arange(0, BK)
+    return tl.load(total + (i.to(tl.int64) * 2 + d) * K + kk, mask=kk < K, other=0.0)
+
+
+@triton.jit
+def log2_approx(x):
+    """The hardware's log2; libdevice's, which `tl.log2` is, takes twenty instructions."""
+    return tl.inline_asm_elementwise('lg2.approx.ftz.f32 $0, $1;', '=f,f', [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def decay(g, LOGITS: tl.constexpr, PREC: tl.constexpr):
+    """Log2 decay of a loaded gate: log a, or x of ViG's log a = logsigmoid(x) / 16."""
+    g = g.to(tl.float32) * LOG2E
+    if LOGITS:
+        y = 1 + tl.exp2(-tl.abs(g))
+        if PREC == 'ieee':
+            y = tl.log2(y)
+        else:
+            y = log2_approx(y)
+        g = (tl.minimum(g, 0.0) - y) / 16
+    return tl.maximum(g, FLOOR)
+
+
+@triton.jit
+def tile_decay(g, m, LOGITS: tl.constexpr, PREC: tl.constexpr):
+    """`decay` of rows that were loaded under the mask `m`, 0 outside it: a log a of 0 is one, a logit of 0 is not."""
+    g = decay(g, LOGITS, PREC)
+    if LOGITS:
+        g = tl.where(m[:, None], g, 0.0)
+    return g
+
+
+@triton.jit
+def gate_grad(dg, g, LOGITS: tl.constexpr):
+    """Gradient of what was loaded, from that of log a."""
+    if LOGITS:
+        dg = dg / (16 * (1 + tl.exp2(g.to(tl.float32) * LOG2E)))
+    return dg
+
+
+@triton.jit
+def operand(x, PREC: tl.constexpr):
+    """`x` as it enters a dot. The tensor cores cut float32 to tf32's mantissa: round it first, to nearest."""
+    if PREC == 'bf16':
+        return x.to(tl.bfloat16)
+    elif PREC == 'tf32':
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def dot(x, y, PREC: tl.constexpr):
+    if PREC == 'bf16':
+        return tl.dot(x, y)
+    else:
+        return tl.dot(x, y, input_precision=PREC)
+
+
+@triton.jit
+def tree_start(f, b):
+    """Sums over blocks of one row, the leaves of `tree_merge`.
+
+    For log decays f and b: inclusive prefix and exclusive suffix of f, inclusive suffix and exclusive prefix of b, and
+    the totals of both.  each (C, K)
+    """
+    return f, f * 0, b, b * 0, f, b
+
+
+@triton.jit
+def tree_merge(pf, sf, sb, pb, tf, tb, r, s):
+    """The sums of `tree_start` over blocks of 2s rows from those over blocks of s rows. Nothing is ever subtracted."""
+    other = (r ^ s)[:, None] + tl.zeros_like(tf).to(tl.int32)
+    second = (r & s != 0)[:, None]
+    of, ob = tl.gather(tf, other, 0), tl.gather(tb, other, 0)
+    pf, pb = tl.where(second, pf + of, pf), tl.where(second, pb + ob, pb)
+    sf, sb = tl.where(second, sf, sf + of), tl.where(second, sb, sb + ob)
+    return pf, sf, sb, pb, tf + of, tb + ob
+
+
+@triton.jit
+def tree_factors(pf, sf, sb, pb, r, s):
+    """Decays that pair the two halves of each block of 2s rows, as (queries, keys); the middle is the reference.
+
+    A query of the second half looks back, with f, and one of the first half ahead, with b; keys are met the same way.
+    """
+    second = (r & s != 0)[:, None]
+    return tl.exp2(tl.where(second, pf, sb)), tl.exp2(tl.where(second, pb, sf))
+
+
+@triton.jit
+def tree_pairs(r, s):
+    """Whether row and column lie in different halves of one block of 2s.  (C, C)"""
+    x = r[:, None] ^ r[None, :]
+    return (x >= s) & (x < 2 * s)
+
+
+@triton.jit
+def tree_scores(q, k, f, b, r, C: tl.constexpr, PREC: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """All scores of a chunk with every exponent <= 0, and the sums over the chunk.
+
+    A_ij = q_i . k_j 2^(f_{j+1} + .. + f_i) below the diagonal, 2^(b_i + .. + b_{j-1}) above, and twice q_i . k_i on it.
+    """
+    a = tl.where(r[:, None] == r[None, :], 2 * tl.sum(q * k, 1)[:, None], 0.0)
+    pf, sf, sb, pb, tf, tb = tree_start(f, b)
+    for level in range(tl.constexpr(C.bit_length() - 1)):
+        s = 1 << level
+        uq, uk = tree_factors(pf, sf, sb, pb, r, s)
+        x, y = operand(q * uq, PREC), operand(k * uk, PREC)
+        if TRANSPOSED:
+            x, y = y, x
+        a = tl.where(tree_pairs(r, s), dot(x, tl.trans(y), PREC), a)
+        pf, sf, sb, pb, tf, tb = tree_merge(pf, sf, sb, pb, tf, tb, r, s)
+    return a, pf, sf, sb, pb
