@@ -24,6 +24,7 @@ from mmvig.compat.imports import after_import, distribution_version, installed
 __all__ = ['CheckpointError', 'apply', 'load_checkpoint_file']
 
 STATISTICS = ('mean', 'max', 'min', 'current')
+LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the start of the files of torch before 1.6
 
 
 def apply() -> Change | None:
@@ -166,6 +167,7 @@ def _answers() -> list:
 
     answers = [_Array, _Dtype, function(_Dtype, 'numpy.dtype'), function(_Array, 'numpy.ndarray')]
     answers += [function(lambda *_: b'', 'builtins.bytes')]  # the contents of an empty array
+    answers += [function(lambda text, _: text.encode('latin1'), '_codecs.encode')]  # of another; torch 2.5 knows it
     for core in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2, numpy 1
         answers += [function(_Array, f'{core}._reconstruct'), function(_scalar, f'{core}.scalar')]
     if installed('mmengine'):
@@ -209,30 +211,39 @@ def _diagnose(path: str, error: Exception) -> str | None:
     file = _local_file(path)
     if not os.path.isfile(file) or not os.access(file, os.R_OK):
         return None
-    with open(file, 'rb') as stream:
-        head = stream.read(24)
     size = os.path.getsize(file)
-    if _was_saved_by_torch(file, head):
-        unreadable = isinstance(error, (pickle.UnpicklingError, EOFError, OSError))
-        if not unreadable and not re.search('PytorchStreamReader|unexpected EOF', str(error)):
-            return None  # a sound file; the device that it wants is not there, say
+    damaged = _is_damaged(file, error)
+    if damaged is None:
+        with open(file, 'rb') as stream:
+            head = stream.read(24)
+        return (
+            f'{file} is no PyTorch checkpoint: its {size} bytes start with {head!r}, which no file of torch.save does. '
+            'A web page or a Git LFS pointer in its place means that the download went wrong.'
+        )
+    if damaged:
         again = 'Fetch it again' if file == path else 'Delete this file to download it again'
         return (
             f'{file} is a damaged checkpoint ({size} bytes): its writing, copying or download was cut off. {again}, '
             'or go on from an earlier one of its folder.'
         )
-    return (
-        f'{file} is no PyTorch checkpoint: its {size} bytes start with {head!r}, and torch.save writes other files. '
-        'A web page or a Git LFS pointer in its place means that the download went wrong.'
-    )
+    return None  # a sound file; the device that it wants is not there, say
 
 
-def _was_saved_by_torch(file: str, head: bytes) -> bool:
-    """Whether a file starts as torch.save writes it: a zip archive, or before torch 1.6 a pickled magic number."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith('/data.pkl') for name in archive.namelist())
-    return head.startswith((b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'))
+def _is_damaged(file: str, error: Exception) -> bool | None:
+    """Whether a file of torch.save has lost a part; None where it is no such file."""
+    with open(file, 'rb') as stream:
+        head = stream.read(len(LEGACY))
+    if head.startswith(b'PK\x03\x04'):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if not any(name.endswith('/data.pkl') for name in archive.namelist()):
+                    return None
+                return archive.testzip() is not None
+        except zipfile.BadZipFile:
+            return True
+    if head == LEGACY:
+        return isinstance(error, (pickle.UnpicklingError, EOFError)) or 'unexpected EOF' in str(error)
+    return None
 
 
 def _refusal(path: str, what: str) -> str:

