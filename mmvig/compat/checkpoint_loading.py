@@ -217,7 +217,7 @@ def _diagnose(path: str, error: Exception) -> str | None:
         with open(file, 'rb') as stream:
             head = stream.read(24)
         return (
-            f'{file} is no PyTorch checkpoint: its {size} bytes start with {head!r}, which no file of torch.save does. '
+            f'{file} is no PyTorch checkpoint: torch.save did not write its {size} bytes, {head!r} and on. '
             'A web page or a Git LFS pointer in its place means that the download went wrong.'
         )
     if damaged:
