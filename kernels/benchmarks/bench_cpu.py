@@ -62,12 +62,11 @@ def worst_error(inputs: list[Tensor], do: Tensor) -> float:
 
 
 def measure(fn: Callable[[], object], seconds: float) -> list[float]:
-    """Milliseconds of each call: two to warm up, then at least 5 and for as long as `seconds` lasts, at most 200."""
-    fn()
+    """Milliseconds of each call, sorted: one to warm up, then at least 3 and for `seconds`, at most 200."""
     fn()
     times = []
     end = time.perf_counter() + seconds
-    while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 200):
         start = time.perf_counter()
         fn()
         times.append(1e3 * (time.perf_counter() - start))
