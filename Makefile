@@ -24,6 +24,9 @@ ifeq ($(origin TORCH_INDEX), undefined)
 endif
 KEY := $(shell { cat requirements/*.txt; echo '$(PYTHON) $(TORCH_INDEX)'; } | sha256sum | cut -c 1-16)
 
+# Idle OpenMP threads sleep: by default they spin, on the cores that the data loaders need where cores are few.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # `$(call say,words)` prints the time since make began, then the words.
 ifndef BEGAN
   export BEGAN := $(shell date +%s)
