@@ -75,6 +75,7 @@ def test_one_training_step_on_digit_scenes(path, scenes, tmp_path):
     for step in data.pipeline:
         if 'scale' in step:
             step.scale = (128, 128)
+    cfg.model.data_preprocessor.pad_size_divisor = 32
     cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
     cfg.optim_wrapper.type = 'OptimWrapper'  # mixed precision needs a GPU
     cfg.optim_wrapper.pop('dtype', None)

@@ -2,12 +2,12 @@
 # No flips anywhere: a mirrored digit is another sign.
 data_root = 'data/digit_scenes/'
 metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))
-image_scale = (256, 256)
+image_scale = (224, 224)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomResize', scale=image_scale, ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type='RandomResize', scale=image_scale, ratio_range=(0.8, 1.0), keep_ratio=True),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -48,7 +48,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_test.json', metric=['bbox', 'segm']
-)
+val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/instances_test.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator

@@ -10,18 +10,14 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='mmvig.ViGH',
-        arch=dict(
-            embed_dims=(32, 64, 128, 192), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 6), drop_path_rate=0.0
-        ),
+        arch=dict(embed_dims=(32, 64, 128, 192), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 6), drop_path_rate=0.0),
     ),
     neck=dict(in_channels=[32, 64, 128, 192], out_channels=width),
-    rpn_head=dict(
-        in_channels=width, feat_channels=width, anchor_generator=dict(scales=[4], ratios=[1.0, 2.0])
-    ),
+    rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[4], ratios=[1.0, 2.0])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=width, finest_scale=32),
+        bbox_roi_extractor=dict(out_channels=width, finest_scale=32, roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(in_channels=width, fc_out_channels=256, num_classes=10, reg_class_agnostic=True),
-        mask_roi_extractor=dict(out_channels=width, finest_scale=32),
+        mask_roi_extractor=dict(out_channels=width, finest_scale=32, roi_layer=dict(sampling_ratio=2)),
         mask_head=dict(in_channels=width, conv_out_channels=width, num_convs=2, num_classes=10),
     ),
     train_cfg=dict(

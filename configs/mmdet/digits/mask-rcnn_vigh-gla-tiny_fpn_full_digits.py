@@ -2,6 +2,6 @@
 _base_ = '../_base_/mask-rcnn_fpn_full_digits.py'
 
 model = dict(
-    backbone=dict(_delete_=True, type='mmvig.ViGH', arch='tiny'),
+    backbone=dict(_delete_=True, type='mmvig.ViGH', arch='tiny', drop_path_rate=0.0),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
