@@ -214,25 +214,25 @@ def token_strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride()[:3]
 
 
-def buffers(q: Tensor, v: Tensor, NT: int) -> tuple[Tensor, Tensor, Tensor]:
+def buffers(q: Tensor, v: Tensor, NT: int, one: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernels leave for each other and for the backward, empty; flat, each indexed by chunk i first.
 
-    The states (B NT nh, 2, K, V) of both directions, in bfloat16 where the tensors are and float32 otherwise; the log2
-    totals (B NT nh, 2, K) in float32; whether a chunk is hard (B NT nh) in int32, with one to spare: a symbolic size
-    that might be 1 would make torch.export specialise L.
+    The states (B NT nh, 2, K, V) of both directions, in bfloat16 where the tensors are and float32 otherwise, or
+    nothing where there is `one` chunk; the log2 totals (B NT nh, 2, K) in float32; whether a chunk is hard (B NT nh)
+    in int32, with one to spare: a symbolic size that might be 1 would make torch.export specialise L.
     """
     B, _, H, K = q.shape
     N = B * NT * H
     dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
     return (
-        q.new_empty(N * 2 * K * v.shape[-1], dtype=dtype),
+        q.new_empty(0 if one else N * 2 * K * v.shape[-1], dtype=dtype),
         q.new_empty(N * 2 * K, dtype=torch.float32),
         q.new_empty(N + 1, dtype=torch.int32),
     )
 
 
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int
+    q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int, one: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward.
 
@@ -242,6 +242,7 @@ def launch_forward(
         scale: Factor on the scores.
         gate_logits: The gates are x of log decay = logsigmoid(x) / 16.
         C: Tokens a chunk, from `chunk_size`.
+        one: A chunk holds all tokens; leave out what serves to join chunks.
 
     Returns:
         o (B, L, nh, V) of v's dtype, and the states that enter each chunk, totals and flags as in `buffers`.
@@ -251,7 +252,7 @@ def launch_forward(
     NT = triton.cdiv(L, C)
     N = B * NT * H
     o = v.new_empty(B, L, H, V)
-    state, total, hard = buffers(q, v, NT)
+    state, total, hard = buffers(q, v, NT, one)
     if N == 0:
         return o, state, total, hard
     cfg = config(C, K, V, q.dtype)
@@ -260,7 +261,7 @@ def launch_forward(
     q_s, k_s, v_s, gf_s, gb_s, o_s = (token_strides(x) for x in (q, k, v, gf, gb, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
     slices = triton.cdiv(V, cfg.BV)
-    if NT > 1:
+    if not one:
         state_kernel[2 * N, slices](
             k, v, gf, gb, state, total, k_s, v_s, gf_s, gb_s, 1.0, L, NT, H,
             GRAD=False, num_warps=cfg.state_warps, num_stages=1, **tile,
@@ -268,11 +269,11 @@ def launch_forward(
         scan(state, total, B, NT, H, K, V, cfg, False)
     out_kernel[N, slices](
         q, k, v, gf, gb, state, total, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale / 2, limit, L, NT, H, N,
-        ONE=NT == 1, num_warps=cfg.out_warps, num_stages=1, **tile,
+        ONE=one, num_warps=cfg.out_warps, num_stages=1, **tile,
     )  # fmt: skip
     exact_out_kernel[min(N, SEARCHERS),](
         q, k, v, gf, gb, state, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale / 2, L, NT, H, N,
-        ONE=NT == 1, num_warps=cfg.grad_warps, num_stages=1, **tile,
+        ONE=one, num_warps=cfg.grad_warps, num_stages=1, **tile,
     )  # fmt: skip
     return o, state, total, hard
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Decorated functions are bound to the interpreter, or not, when they are defined.
+INTERPRETED = triton.knobs.runtime.interpret
 LOG2E = tl.constexpr(1.4426950408889634)
 # Log2 decays below this are this: 2^-160 is 0 in float32, so nothing changes, and -inf keeps out of sums.
 FLOOR = tl.constexpr(-160.0)
@@ -15,39 +17,67 @@ SEARCHERS = 528
 
 
 class Config(NamedTuple):
-    """Tile sizes and launch options for one (K, V, dtype, regime); see :func:`config`."""
+    """Tile sizes and launch options."""
 
     C: int  # tokens a chunk
-    BV: int  # value columns a program
+    BV: int  # value columns a program, at most
     state_warps: int
     out_warps: int
-    grad_warps: int
-    scan_block: int  # state elements a program of the scan
-    scan_stages: int  # loads of the scan in flight
+    grad_warps: int  # of the exact kernels, too
+    scan_block: int = 128  # state elements a program of the scan
+    scan_stages: int = 6  # loads of the scan in flight
+
+
+# By dtype and block(K), chosen from instruction and spill counts of sm_90 code: fewer warps take fewer instructions,
+# more warps spill less. One warp less than needed and ptxas spills everything (thousands of bytes of stack).
+TABLE = {
+    torch.bfloat16: {
+        16: Config(64, 64, 2, 2, 4),
+        32: Config(64, 64, 2, 4, 4),
+        64: Config(32, 64, 4, 4, 4),
+        128: Config(16, 32, 4, 4, 8),
+        256: Config(16, 16, 4, 8, 8),
+    },
+    torch.float16: {
+        16: Config(32, 64, 2, 2, 2),
+        32: Config(32, 64, 2, 2, 2),
+        64: Config(32, 64, 4, 4, 4),
+        128: Config(16, 32, 4, 8, 8),
+        256: Config(16, 16, 4, 8, 8),
+    },
+    torch.float32: {
+        16: Config(32, 64, 2, 2, 2),
+        32: Config(16, 64, 2, 2, 2),
+        64: Config(16, 64, 4, 4, 4),
+        128: Config(16, 32, 4, 8, 8),
+        256: Config(16, 16, 4, 8, 8),
+    },
+}
 
 
 def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
-    """Tokens a chunk, the power of two that `config` has tiles for. A symbolic L takes the size for long sequences."""
-    longest = 64 if K <= 32 and dtype == torch.bfloat16 else 32 if K <= 64 else 16
+    """Tokens a chunk: all of them, or the table's, but 32 of up to 256 so that less of the last chunk is empty.
+
+    A symbolic L takes the table's.
+    """
+    C = TABLE[dtype][block(K)].C
     if not isinstance(L, int):
-        return longest
-    if L <= longest:
+        return C
+    if C >= L:
         return max(16, triton.next_power_of_2(L))
-    return min(longest, 32) if L <= 256 else longest
+    return min(C, 32) if L <= 256 else C
 
 
 def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
-    """The curated table. More warps than a tile needs cost instructions, fewer spill registers."""
-    BK = block(K)
-    tile = C * BK * (1 if dtype == torch.bfloat16 else 2)
-    return Config(
+    """The table's entry, with fewer warps where the chunk is shorter than there."""
+    entry = TABLE[dtype][block(K)]
+    fewer = entry.C // C
+    return entry._replace(
         C=C,
-        BV=min(block(V), 64, max(16, 4096 // BK)),
-        state_warps=1 if tile < 1024 else 2 if BK <= 32 else 4,
-        out_warps=1 if tile < 1024 else 2 if tile < 2048 else 4 if tile < 4096 else 8,
-        grad_warps=2 if tile < 512 else 4 if tile < 2048 or dtype == torch.bfloat16 and BK <= 64 else 8,
-        scan_block=128,
-        scan_stages=6,
+        BV=min(entry.BV, block(V)),
+        state_warps=max(1, entry.state_warps // fewer),
+        out_warps=max(1, entry.out_warps // fewer),
+        grad_warps=max(1, entry.grad_warps // fewer),
     )
 
 
@@ -63,7 +93,7 @@ def precision(dtype: torch.dtype) -> tuple[str, float]:
     scaled operands: tf32 has its mantissa and float32's range. In float32 the prefix sums' own rounding, relative to
     the total, is what counts.
     """
-    if triton.knobs.runtime.interpret:  # its dots are NumPy's, and wrong for bfloat16 (triton-lang/triton#11584)
+    if INTERPRETED:  # its dots are NumPy's, and wrong for bfloat16 (triton-lang/triton#11584)
         return 'ieee', -160.0 if dtype != torch.float32 else -8.0
     return {torch.bfloat16: ('bf16', -160.0), torch.float16: ('tf32', -160.0), torch.float32: ('tf32x3', -8.0)}[dtype]
 

@@ -1,0 +1,267 @@
+"""The Triton kernels on a GPU: accuracy, the same bits every time, how PyTorch takes them."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bigla import bigla, chunked
+
+pytestmark = pytest.mark.gpu
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+ROUNDING = {BF16: 2.0**-8, FP16: 2.0**-11, FP32: 2.0**-24}
+
+
+def ours(q, k, v, g_fwd, g_bwd, **kwargs):
+    from bigla import triton  # here, so that the file can be collected where there is none
+
+    assert triton.unsupported(q, k, v, g_fwd, g_bwd) is None
+    return triton.bigla(q, k, v, g_fwd, g_bwd, q.shape[-1] ** -0.5, **kwargs)
+
+
+@pytest.fixture
+def make(make_inputs):
+    """`make(B, L, nh, K, V, gates=, dtype=)` gives the inputs of `make_inputs` on the GPU."""
+
+    def make(*shape, dtype=BF16, **kwargs):
+        return [x.detach().cuda().requires_grad_() for x in make_inputs(*shape, dtype=dtype, **kwargs)]
+
+    return make
+
+
+@pytest.fixture
+def run():
+    """`run(fn, inputs)` gives the output and the gradients of the five inputs under one fixed output gradient."""
+
+    def run(fn, inputs):
+        out = fn(*inputs)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+        return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+
+    return run
+
+
+@pytest.fixture
+def check(run, errors):
+    """Error against float64 at most twice that of `chunked` in the same precision plus `roundings`."""
+
+    def check(inputs, roundings=1):
+        got = run(ours, inputs)
+        assert all(x.isfinite().all() for x in got)
+        want = run(lambda *x: bigla(*x, impl='reference'), [x.detach().double().requires_grad_() for x in inputs])
+        peer = errors(run(lambda *x: chunked.bigla(*x, x[0].shape[-1] ** -0.5), inputs), want)
+        mine = errors(got, want)
+        band = roundings * ROUNDING[got[0].dtype]
+        worst = {name: (mine[name], peer[name]) for name in mine if mine[name] > 2 * peer[name] + band}
+        assert not worst, worst
+
+    return check
+
+
+@pytest.mark.parametrize('dtype', [FP32, FP16, BF16], ids=['fp32', 'fp16', 'bf16'])
+@pytest.mark.parametrize(
+    'B, L, nh, K, V',
+    [
+        (2, 1, 3, 32, 64),
+        (3, 49, 24, 16, 32),
+        (2, 63, 2, 7, 5),
+        (4, 196, 3, 32, 64),
+        (2, 1000, 3, 32, 64),
+        (2, 1000, 3, 16, 32),
+        (1, 257, 2, 33, 65),
+        (1, 100, 2, 64, 128),
+        (1, 70, 1, 128, 40),
+        (1, 50, 1, 256, 256),
+        (1, 4096, 1, 32, 64),
+    ],
+)
+def test_shapes(B, L, nh, K, V, dtype, make, check):
+    check(make(B, L, nh, K, V, dtype=dtype))
+
+
+@pytest.mark.parametrize('dtype', [FP32, FP16, BF16], ids=['fp32', 'fp16', 'bf16'])
+@pytest.mark.parametrize('L', [60, 300])
+def test_gates(L, dtype, gates, make, check):
+    """One chunk and several, none hard, some, all. A rounding of g is |g| roundings of e^g."""
+    check(make(2, L, 2, 32, 64, gates=gates, dtype=dtype), 50 if gates == 'constant' else 1)
+
+
+@pytest.mark.parametrize('dtype', [FP16, BF16], ids=['fp16', 'bf16'])
+def test_float32_gates(dtype, make, check):
+    inputs = make(2, 300, 3, 32, 64, dtype=dtype)
+    check(inputs[:3] + [x.detach().float().requires_grad_() for x in inputs[3:]])
+
+
+def test_gate_logits(make, run, errors):
+    inputs = make(1, 300, 2, 16, 32, gates='zero', dtype=FP32)
+    inputs[3:] = [(6 * torch.randn_like(x)).requires_grad_() for x in inputs[3:]]
+
+    def outside(q, k, v, *logits):
+        return bigla(q, k, v, *(F.logsigmoid(x) / 16 for x in logits), impl='chunked')
+
+    got = run(lambda *x: ours(*x, gate_logits=True), inputs)
+    worst = errors(got, run(outside, [x.detach().double().requires_grad_() for x in inputs]))
+    assert max(worst.values()) < 1e-5, worst
+
+
+@pytest.mark.parametrize('layout', ['packed', 'head-major', 'every other column', 'odd offset'])
+def test_strides(layout, make, run):
+    inputs = make(2, 300, 2, 32, 32)
+    views = [x.detach() for x in inputs]
+    if layout == 'packed':
+        views = list(torch.cat(views, -1).split(32, -1))
+    elif layout == 'head-major':
+        views = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in views]
+    elif layout == 'every other column':
+        views = [x.repeat_interleave(2, -1)[..., ::2] for x in views]
+    else:
+        views = [F.pad(x, (1, 2))[..., 1:-2] for x in views]
+    before = [x.clone() for x in views]
+    views = [x.requires_grad_() for x in views]
+    for a, b in zip(run(ours, views), run(ours, inputs)):
+        assert a.equal(b)
+    assert all(a.equal(b) for a, b in zip(views, before)), 'an input was written'
+
+
+def test_expanded_gradient(make):
+    inputs = make(1, 300, 2, 16, 32)
+    summed = torch.autograd.grad(ours(*inputs).sum(), inputs)  # the gradient of a sum has strides of 0
+    out = ours(*inputs)
+    assert all(a.equal(b) for a, b in zip(summed, torch.autograd.grad(out, inputs, torch.ones_like(out))))
+
+
+@pytest.mark.parametrize('gates', ['model', 'strong'])
+@pytest.mark.parametrize('L', [40, 300])
+def test_every_element_is_written(L, gates, make, run):
+    inputs = make(2, L, 3, 5, 7, gates=gates)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+    try:
+        assert torch.empty(1, device='cuda').isnan()
+        got = run(ours, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(x.isfinite().all() for x in got)
+
+
+@pytest.mark.parametrize('K, V', [(32, 64), (16, 32)])
+@pytest.mark.parametrize('gates', ['model', 'mixed'])
+def test_a_thousand_launches_give_the_same_bits(K, V, gates, make, run):
+    inputs = make(8, 520, 3, K, V, gates=gates)
+    want = run(ours, inputs)
+    grad = torch.randn(want[0].shape, generator=torch.Generator().manual_seed(1)).to(want[0])
+    differ = torch.zeros(6, dtype=torch.int64, device='cuda')
+    for _ in range(1000):
+        out = ours(*inputs)
+        got = [out, *torch.autograd.grad(out, inputs, grad)]
+        differ += torch.stack([(a != b).any() for a, b in zip(got, want)])
+    assert differ.tolist() == [0] * 6
+
+
+def test_retained_graph(make):
+    inputs = make(1, 300, 1, 16, 32, gates='mixed')
+    out = ours(*inputs).sum()
+    first = torch.autograd.grad(out, inputs, retain_graph=True)
+    assert all(a.equal(b) for a, b in zip(first, torch.autograd.grad(out, inputs)))
+
+
+def test_batch_invariance(make):
+    inputs = make(3, 300, 3, 32, 64)
+    whole = ours(*inputs)
+    for b, h in itertools.product(range(3), range(3)):
+        assert ours(*(x[b : b + 1, :, h : h + 1] for x in inputs)).equal(whole[b : b + 1, :, h : h + 1])
+
+
+def test_beyond_int32():
+    """More than 2^31 elements: the last sample comes out as it does alone."""
+    if torch.cuda.get_device_properties(0).total_memory < 64 * 2**30:
+        pytest.skip('needs 64 GiB of GPU memory')
+    shape = 36, 65536, 32, 32
+    q, k, v, g = (torch.randn(shape, dtype=BF16, device='cuda') for _ in range(4))
+    g = -g.abs_().div_(8)
+    assert q.numel() > 2**31
+    with torch.no_grad():
+        whole = ours(q, k, v, g, g)[-1:]
+        assert whole.equal(ours(q[-1:], k[-1:], v[-1:], g[-1:], g[-1:]))
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_compile(dynamic, make, run):
+    def step(*inputs):
+        return ours(*inputs) * 2
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    for L in (300, 400) if dynamic else (300,):
+        inputs = make(1, L, 2, 16, 32)
+        assert all(a.equal(b) for a, b in zip(run(compiled, inputs), run(step, inputs)))
+
+
+def test_export(make):
+    class Model(torch.nn.Module):
+        def forward(self, *inputs):
+            return 2 * ours(*inputs)
+
+    def inputs(L):
+        return tuple(x.detach() for x in make(1, L, 1, 16, 32))
+
+    L = torch.export.Dim('L', min=2, max=100_000)
+    program = torch.export.export(Model(), inputs(300), dynamic_shapes=(tuple({1: L} for _ in range(5)),))
+    assert program.module()(*inputs(500)).equal(Model()(*inputs(500)))
+
+
+def test_cuda_graph(make, run):
+    inputs = make(2, 300, 3, 32, 64, gates='mixed')
+    want = run(ours, inputs)
+    grad = torch.randn(want[0].shape, generator=torch.Generator().manual_seed(1)).to(want[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.autograd.grad(ours(*inputs), inputs, grad)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ours(*inputs)
+        got = [out, *torch.autograd.grad(out, inputs, grad)]
+    for x in got:
+        x.detach().fill_(torch.nan)
+    graph.replay()
+    assert all(a.equal(b) for a, b in zip(got, want))
+
+
+def test_no_synchronisation(make):
+    inputs = make(2, 300, 3, 32, 64)
+    torch.autograd.grad(ours(*inputs).sum(), inputs)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        torch.autograd.grad(ours(*inputs).sum(), inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+def test_checkpoint(make, run):
+    inputs = make(2, 300, 3, 32, 64)
+    again = run(lambda *x: checkpoint(ours, *x, use_reentrant=False), inputs)
+    assert all(a.equal(b) for a, b in zip(again, run(ours, inputs)))
+
+
+def test_autocast(make, run):
+    """A model under autocast brings bfloat16 or float16; nothing is cast behind its back."""
+    inputs = make(2, 300, 3, 32, 64)
+    for dtype in (BF16, FP16):
+        with torch.autocast('cuda', dtype):
+            got = run(ours, inputs)
+        assert all(a.equal(b) for a, b in zip(got, run(ours, inputs)))
+
+
+def test_second_derivative(make):
+    inputs = make(1, 100, 1, 16, 32)
+    (dq,) = torch.autograd.grad(ours(*inputs).sum(), inputs[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="impl='chunked'"):
+        dq.sum().backward()
+
+
+def test_opcheck(make):
+    inputs = make(1, 100, 2, 16, 32)
+    torch.library.opcheck(torch.ops.bigla.forward, (*inputs, 0.25, False, 32, False))

@@ -1,0 +1,190 @@
+"""The Triton kernels, run by Triton's interpreter on the CPU: values, gradients, how PyTorch takes them.
+
+`test_triton_interpreter.py` runs this file in a process of its own, for which TRITON_INTERPRET=1 is set before triton
+is imported. The interpreter's bfloat16 is wrong (dots of bit patterns, truncating casts), so that dtype is left to the
+GPU's tests.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import bigla.triton as kernels
+from bigla import bigla, chunked
+from bigla.triton import forward, primitives
+
+ROUNDING = {torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+
+
+def ours(q, k, v, g_fwd, g_bwd, **kwargs):
+    assert kernels.unsupported(q, k, v, g_fwd, g_bwd) is None
+    return kernels.bigla(q, k, v, g_fwd, g_bwd, q.shape[-1] ** -0.5, **kwargs)
+
+
+def check(inputs, run, errors, roundings=1):
+    """Error against float64 at most twice that of `chunked` in the same precision plus a rounding."""
+    want = run(lambda *x: bigla(*x, impl='reference'), [x.detach().double().requires_grad_() for x in inputs])
+    got = run(ours, inputs)
+    assert all(x.isfinite().all() for x in got)
+    peer = errors(run(lambda *x: chunked.bigla(*x, x[0].shape[-1] ** -0.5), inputs), want)
+    mine = errors(got, want)
+    worst = {
+        name: (mine[name], peer[name])
+        for name in mine
+        if mine[name] > 2 * (peer[name] + roundings * BITS[got[0].dtype])
+    }
+    assert not worst, worst
+
+
+@pytest.mark.parametrize(
+    'B, L, nh, K, V',
+    [
+        (2, 1, 3, 16, 16),
+        (1, 16, 2, 4, 8),
+        (2, 33, 1, 7, 5),
+        (1, 63, 2, 16, 32),
+        (1, 70, 1, 32, 64),
+        (1, 40, 1, 20, 130),
+        (1, 20, 1, 130, 16),
+    ],
+)
+def test_shapes(B, L, nh, K, V, make_inputs, run, errors):
+    check(make_inputs(B, L, nh, K, V, dtype=torch.float32), run, errors)
+
+
+@pytest.mark.parametrize('L', [16, 50])
+def test_gates(L, gates, make_inputs, run, errors):
+    """One chunk and several, none hard, some, all. A rounding of g is |g| roundings of e^g."""
+    check(make_inputs(1, L, 2, 16, 8, gates=gates, dtype=torch.float32), run, errors, 50 if gates == 'constant' else 1)
+
+
+@pytest.mark.parametrize('gate_dtype', [torch.float16, torch.float32])
+def test_half(gate_dtype, make_inputs, run, errors):
+    inputs = make_inputs(1, 70, 2, 16, 32, dtype=torch.float16)
+    check(inputs[:3] + [x.detach().to(gate_dtype).requires_grad_() for x in inputs[3:]], run, errors)
+
+
+@pytest.mark.parametrize('gates', ['model', 'mixed'])
+def test_hard_chunks(gates, make_inputs):
+    """'mixed' gates make chunks hard and 'model' gates do not: both kernels are tested above."""
+    q, k, v, g_fwd, g_bwd = make_inputs(1, 70, 2, 16, 8, gates=gates, dtype=torch.float32)
+    C = primitives.chunk_size(70, 16, torch.float32)
+    hard = forward.launch_forward(q, k, v, g_fwd, g_bwd, 0.25, False, C, False)[3]
+    assert hard.bool().any() == (gates == 'mixed')
+
+
+def test_gate_logits(make_inputs, run, errors):
+    inputs = make_inputs(1, 37, 2, 16, 16, gates='zero', dtype=torch.float32)
+    inputs[3:] = [(6 * torch.randn_like(x)).requires_grad_() for x in inputs[3:]]
+
+    def outside(q, k, v, *logits):
+        return bigla(q, k, v, *(F.logsigmoid(x) / 16 for x in logits), impl='chunked')
+
+    got = run(lambda *x: ours(*x, gate_logits=True), inputs)
+    worst = errors(got, run(outside, [x.detach().double().requires_grad_() for x in inputs]))
+    assert max(worst.values()) < 1e-6, worst
+
+
+@pytest.mark.parametrize('layout', ['packed', 'head-major', 'every other column', 'expanded'])
+def test_strides(layout, make_inputs, run):
+    inputs = make_inputs(2, 19, 2, 16, 16, dtype=torch.float32)
+    views = [x.detach() for x in inputs]
+    if layout == 'packed':
+        views = list(torch.cat(views, -1).split(16, -1))
+    elif layout == 'head-major':
+        views = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in views]
+    elif layout == 'every other column':
+        views = [x.repeat_interleave(2, -1)[..., ::2] for x in views]
+    else:
+        views = [x[:1, :, :1].expand_as(x) for x in views]
+        inputs = [x.contiguous().requires_grad_() for x in views]
+    before = [x.clone() for x in views]
+    views = [x.requires_grad_() for x in views]
+    assert layout == 'every other column' or all(x.stride(-1) == 1 for x in views)
+    for a, b in zip(run(ours, views), run(ours, inputs)):
+        assert a.equal(b)
+    assert all(a.equal(b) for a, b in zip(views, before)), 'an input was written'
+
+
+@pytest.mark.parametrize('gates', ['model', 'strong'])
+@pytest.mark.parametrize('L', [9, 41])
+def test_every_element_is_written(L, gates, make_inputs, run):
+    inputs = make_inputs(1, L, 1, 5, 7, gates=gates, dtype=torch.float32)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert torch.empty(1).isnan()
+        got = run(ours, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(x.isfinite().all() for x in got)
+
+
+def test_repeated_and_retained(make_inputs, run):
+    inputs = make_inputs(1, 35, 1, 16, 16, gates='mixed', dtype=torch.float32)
+    assert all(a.equal(b) for a, b in zip(run(ours, inputs), run(ours, inputs)))
+    out = ours(*inputs).sum()
+    first = torch.autograd.grad(out, inputs, retain_graph=True)
+    assert all(a.equal(b) for a, b in zip(first, torch.autograd.grad(out, inputs)))
+
+
+@pytest.mark.parametrize('shape', [(0, 5, 2, 16, 16), (2, 0, 2, 16, 16)])
+def test_empty(shape, make_inputs, run):
+    inputs = make_inputs(*shape, dtype=torch.float32)
+    assert [x.shape for x in run(ours, inputs)] == [inputs[2].shape, *(x.shape for x in inputs)]
+
+
+@pytest.mark.parametrize('one', [False, True])
+def test_opcheck(one, make_inputs):
+    q, k, v, g_fwd, g_bwd = make_inputs(1, 15, 1, 8, 8, dtype=torch.float32)
+    args = 0.25, False, 16, one
+    torch.library.opcheck(torch.ops.bigla.forward, (q, k, v, g_fwd, g_bwd, *args))
+    tensors = [x.detach() for x in (q, k, v, g_fwd, g_bwd)]
+    do, *saved = torch.ops.bigla.forward(*tensors, *args)
+    torch.library.opcheck(torch.ops.bigla.backward, (do, *tensors, *saved, *args))
+
+
+def test_compile(make_inputs, run):
+    """Whole graphs, one for every length."""
+    step = torch.compile(lambda *x: ours(*x).sin(), fullgraph=True, backend='aot_eager', dynamic=True)
+    for L in (50, 70):
+        inputs = make_inputs(1, L, 1, 16, 16, dtype=torch.float32)
+        for a, b in zip(run(step, inputs), run(lambda *x: ours(*x).sin(), inputs)):
+            assert a.equal(b)
+
+
+def test_export(make_inputs):
+    class Model(torch.nn.Module):
+        def forward(self, *inputs):
+            return 2 * ours(*inputs)
+
+    def inputs(L):
+        return tuple(x.detach() for x in make_inputs(1, L, 1, 16, 16, dtype=torch.float32))
+
+    L = torch.export.Dim('L', min=2, max=100_000)
+    program = torch.export.export(Model(), inputs(50), dynamic_shapes=(tuple({1: L} for _ in range(5)),))
+    assert program.module()(*inputs(80)).equal(Model()(*inputs(80)))
+
+
+def test_autocast_changes_nothing(make_inputs, run):
+    inputs = make_inputs(1, 20, 1, 16, 16, dtype=torch.float32)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = run(ours, inputs)
+    assert all(a.equal(b) for a, b in zip(got, run(ours, inputs)))
+
+
+def test_second_derivative(make_inputs):
+    inputs = make_inputs(1, 20, 1, 16, 16, dtype=torch.float32)
+    (dq,) = torch.autograd.grad(ours(*inputs).sum(), inputs[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="impl='chunked'"):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize('change', ['double', 'wide q', 'wide v', 'double gates'])
+def test_unsupported(change, make_inputs):
+    K, V = (257 if change == 'wide q' else 4), (257 if change == 'wide v' else 4)
+    q, k, v, g_fwd, g_bwd = make_inputs(1, 2, 1, K, V, dtype=torch.float64 if change == 'double' else torch.float32)
+    if change == 'double gates':
+        g_fwd, g_bwd = g_fwd.double(), g_bwd.double()
+    assert kernels.unsupported(q, k, v, g_fwd, g_bwd).startswith(
+        {'wide v': 'v', 'double gates': 'g_fwd'}.get(change, 'q')
+    )

@@ -1,0 +1,151 @@
+"""The Triton kernels, compiled without a GPU: spills, instructions, shared memory, how many compilations."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip('triton')
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime.driver import driver  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from bigla.triton import unsupported  # noqa: E402
+from bigla.triton.backward import launch_backward  # noqa: E402
+from bigla.triton.forward import buffers, launch_forward  # noqa: E402
+from bigla.triton.primitives import TABLE, chunk_size  # noqa: E402
+
+BF16 = torch.bfloat16
+# Bytes of shared memory that a block may have.
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+KERNELS = {
+    'state_kernel',
+    'scan_kernel',
+    'out_kernel',
+    'exact_out_kernel',
+    'grad_kernel',
+    'exact_grad_kernel',
+}
+
+
+class Target(NamedTuple):
+    """As much of a driver as choosing and compiling a kernel asks for."""
+
+    arch: int
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget('cuda', self.arch, 32)
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> Callable[..., list]:
+    """`compiled(arch, L, K, V, dtype)` gives the kernels that training at this shape launches, as (name, kernel)."""
+    launched = []
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        launched.append((self.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
+
+    def compiled(arch: int, L: int, K: int, V: int, dtype: torch.dtype, B: int = 2, nh: int = 3) -> list:
+        monkeypatch.setattr(driver, '_active', Target(arch))
+        launched.clear()
+        q, k, g_fwd, g_bwd = (torch.empty(B, L, nh, K, dtype=dtype, device='meta') for _ in range(4))
+        v, do = (torch.empty(B, L, nh, V, dtype=dtype, device='meta') for _ in range(2))
+        C = chunk_size(L, K, dtype)
+        launch_forward(q, k, v, g_fwd, g_bwd, 1.0, False, C, L <= C)
+        launch_backward(do, q, k, v, g_fwd, g_bwd, *buffers(q, v, -(-L // C), L <= C), 1.0, False, C, L <= C)
+        assert {name for name, _ in launched} == KERNELS if L > C else KERNELS - {'state_kernel', 'scan_kernel'}
+        return list(launched)
+
+    monkeypatch.setattr(JITFunction, 'run', compile_only)
+    return compiled
+
+
+class Code(NamedTuple):
+    registers: int
+    stack: int  # bytes a thread: spilled registers
+    instructions: int  # a token and head, over all warps; of the code, however often a loop runs it
+
+
+def code(kernel, tmp_path, C: int) -> Code:
+    cubin = tmp_path / 'kernel.cubin'
+    cubin.write_bytes(kernel.asm['cubin'])
+
+    def dump(option: str) -> str:
+        command = [triton.knobs.nvidia.cuobjdump.path, option, str(cubin)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    usage, sass = dump('-res-usage'), dump('-sass')
+    operations = re.findall(r'^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z]\w*)', sass, re.M)
+    count = sum(name != 'NOP' for name in operations)
+    registers, stack = (int(re.search(rf'{name}:(\d+)', usage)[1]) for name in ('REG', 'STACK'))
+    return Code(registers, stack, round(count * kernel.metadata.num_warps / C))
+
+
+# What ptxas 12.8 of Triton 3.6 gave, and a twentieth: one direction of the state, the output, the gradients.
+@pytest.mark.parametrize(
+    'K, V, budgets',
+    [
+        (32, 64, {'state_kernel': (0, 46), 'out_kernel': (0, 124), 'grad_kernel': (64, 294)}),
+        (16, 32, {'state_kernel': (0, 31), 'out_kernel': (0, 60), 'grad_kernel': (0, 178)}),
+    ],
+    ids=['ViG', 'ViG-H'],
+)
+def test_hopper_code(K, V, budgets, compiled, tmp_path):
+    """Registers that spill little, few instructions: the operator is bound by the rate at which they issue."""
+    C = TABLE[BF16][K].C
+    for name, kernel in compiled(90, 4096, K, V, BF16):
+        if name in budgets:
+            stack, instructions = budgets[name]
+            got = code(kernel, tmp_path, C)
+            assert got.stack <= stack and got.instructions <= instructions, (name, got)
+
+
+@pytest.mark.slow
+def test_one_compilation_for_every_length(compiled):
+    """Twenty image sizes of stride 16, none a multiple of another: six kernels, two of them in both directions."""
+    lengths = [h * (h + 3) for h in range(17, 57, 2)]
+    assert len(lengths) == 20
+    kernels = {(name, kernel.hash) for L in lengths for name, kernel in compiled(90, L, 16, 16, BF16)}
+    assert len(kernels) == 8, sorted(name for name, _ in kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('arch', SHARED)
+@pytest.mark.parametrize(
+    'K, V, dtype',
+    [(32, 64, BF16), (16, 32, torch.float16), (33, 65, torch.float32), (256, 256, BF16), (256, 256, torch.float32)],
+    ids=lambda x: str(x).removeprefix('torch.'),
+)
+def test_shared_memory(arch, K, V, dtype, compiled):
+    if dtype == torch.float32 and K > 128 and SHARED[arch] < 160:
+        pytest.skip('refused by `unsupported`')
+    shared = {name: kernel.metadata.shared for name, kernel in compiled(arch, 1000, K, V, dtype)}
+    assert max(shared.values()) <= SHARED[arch] * 1024, shared
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('dtype', TABLE, ids=lambda x: str(x).removeprefix('torch.'))
+def test_table(dtype, compiled):
+    """Every entry, and the short regimes of the first two, compile for sm_90."""
+    for width in TABLE[dtype]:
+        for L in (1000, 196, 40, 9) if width <= 32 else (1000,):
+            shared = {name: kernel.metadata.shared for name, kernel in compiled(90, L, width, width, dtype)}
+            assert max(shared.values()) <= SHARED[90] * 1024, (width, L, shared)
+
+
+def test_unsupported_on_cpu():
+    q = torch.zeros(1, 2, 1, 4)
+    assert unsupported(q, q, q, q, q) == 'q must be on an NVIDIA GPU, got cpu'

@@ -1,0 +1,19 @@
+"""Runs `interpreted_triton.py` where Triton interprets its kernels; no GPU needed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('triton')
+
+
+def test_interpreted():
+    tests = Path(__file__).with_name('interpreted_triton.py')
+    env = {name: value for name, value in os.environ.items() if not name.startswith(('PYTEST', 'COV_'))}
+    env |= {'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', str(tests)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
