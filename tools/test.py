@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options',
         nargs='+',
         action=DictAction,
+        type=settings.key_value,
         metavar='KEY=VALUE',
         help='override settings of the config; a plus adds one that the config does not spell out: +KEY=VALUE',
     )

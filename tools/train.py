@@ -39,6 +39,7 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options',
         nargs='+',
         action=DictAction,
+        type=settings.key_value,
         metavar='KEY=VALUE',
         help='override settings of the config, train_cfg.max_epochs=2 model.backbone.out_indices="[0,1]"; '
         'a plus adds one that the config does not spell out: +model.backbone.with_cp=True',

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from contextlib import ExitStack, redirect_stdout
 from datetime import timedelta
+from numbers import Real
 
 import torch
 from mmengine.dist import is_main_process
@@ -104,7 +105,7 @@ class ProgressHook(Hook):
         when = ''
         if self._in_training:
             when = f'iter {runner.iter}' if _by_iteration(runner) else f'epoch {runner.epoch}'
-        numbers = [f'{name} {value:.4g}' for name, value in (metrics or {}).items() if isinstance(value, (int, float))]
+        numbers = [f'{name} {value:.4g}' for name, value in (metrics or {}).items() if isinstance(value, Real)]
         self._display.note('val', when, *numbers)
 
     def before_test(self, runner) -> None:

@@ -1,6 +1,7 @@
 """Metrics as a table to read."""
 
 import re
+from numbers import Real
 
 from rich.table import Table
 
@@ -22,7 +23,7 @@ def metrics_table(metrics: dict) -> Table:
         return table
     table = Table('metric', 'value')
     for name, value in metrics.items():
-        table.add_row(name, _number(value) if isinstance(value, (int, float)) else str(value))
+        table.add_row(name, _number(value) if isinstance(value, Real) else str(value))
     return table
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 
 __all__ = [
     'SetupError',
+    'key_value',
     'load_config',
     'merge_options',
     'set_dataloader_defaults',
@@ -39,6 +41,13 @@ RUNNER_SETTINGS = {
 
 class SetupError(ValueError):
     """A run that cannot start as it was asked for; the message says what would work."""
+
+
+def key_value(text: str) -> str:
+    """The argparse type of one `--cfg-options` word, as mmengine.config.DictAction goes on to split it."""
+    if '=' not in text:
+        raise ArgumentTypeError(f'{text!r} is not of the form KEY=VALUE (without blanks)')
+    return text
 
 
 def load_config(path: str, *, options: dict[str, Any] | None, work_dir: str | None, launcher: str) -> Config:

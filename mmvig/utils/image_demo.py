@@ -11,6 +11,8 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
+from mmvig.engine.settings import SetupError
+
 __all__ = [
     'IMAGE_SUFFIXES',
     'Predictor',
@@ -108,7 +110,7 @@ def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float)
         score_thr: detections below this score, 0 to 1, are left out.
 
     Raises:
-        ValueError: a `default_scope` other than mmdet, mmseg and mmpretrain.
+        SetupError: a `default_scope` other than mmdet, mmseg and mmpretrain.
     """
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
@@ -117,7 +119,7 @@ def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float)
         return _segmentor(cfg, checkpoint, device)
     if scope == 'mmpretrain':
         return _classifier(cfg, checkpoint, device)
-    raise ValueError(f"config: default_scope must be 'mmdet', 'mmseg' or 'mmpretrain', got {scope!r}.")
+    raise SetupError(f"config: default_scope must be 'mmdet', 'mmseg' or 'mmpretrain', got {scope!r}.")
 
 
 def _detector(cfg: Config, checkpoint: str, device: str, score_thr: float) -> Predictor:

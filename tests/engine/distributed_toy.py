@@ -12,6 +12,7 @@ config, work_dir, signalled_rank, *checkpoint = sys.argv[1:]
 torch.distributed.init_process_group('gloo')  # MMEngine's launchers would ask for a GPU
 cfg = Config.fromfile(config)
 cfg.work_dir, cfg.launcher = work_dir, 'pytorch'
+cfg.train_cfg.max_epochs = 5  # the learning rate falls after the first, and later iterations feel it
 cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 if int(signalled_rank) == torch.distributed.get_rank():
     cfg.custom_hooks.append(dict(type='Signal', signum=signal.SIGINT, train_iter=3))
