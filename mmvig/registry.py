@@ -1,4 +1,4 @@
-"""The registries of scope `mmvig`: children of MMEngine's, so that `type='mmvig.ViGH'` resolves from any OpenMMLab config.
+"""The registries of scope `mmvig`: children of MMEngine's, so that `type='mmvig.ViGH'` resolves from any config.
 
 `Registry.get` imports `{scope}.registry` and then its `locations`, hence no config needs `custom_imports`.
 """

@@ -1,6 +1,6 @@
 """Times backbones against each other on the CPU, in one run, and prints a table.
 
-    python tools/benchmark.py --models vigh-gla-tiny swin-tiny convnext-tiny --sizes 224 512 --out benchmarks/backbones_cpu.csv
+python tools/benchmark.py --models vigh-gla-tiny swin-tiny convnext-tiny --out benchmarks/backbones_cpu.csv
 """
 
 import argparse

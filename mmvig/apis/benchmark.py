@@ -32,7 +32,7 @@ MODES = ('forward', 'train')
 
 @dataclass(frozen=True)
 class Row:
-    """One measured setting; times in milliseconds, `ratio` of the baseline's median to this one's (above 1 is faster)."""
+    """One measured setting: times in milliseconds; `ratio` is baseline median / this median."""
 
     model: str
     mode: str

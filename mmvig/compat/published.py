@@ -14,7 +14,7 @@ def apply() -> Change:
     after_import('mmengine.runner.checkpoint', _patch)
     return Change(
         name='checkpoints nested under `model`',
-        cause='MMEngine reads weights under `state_dict` only and loads nothing from other files, with a warning at most',
+        cause='MMEngine reads weights under `state_dict` only; of other files it loads nothing, with a warning at most',
         action='such files and the published ViG files are read; a file of which nothing fits the model is an error',
         cure='none needed',
     )

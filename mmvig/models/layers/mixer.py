@@ -3,8 +3,9 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from bigla import bigla
 from torch import Tensor
+
+from bigla import bigla
 
 GATE_RANK = 16  # width of the low-rank projection that the gate logits come from
 GATE_TEMPER = 16  # log decay = logsigmoid(logit) / GATE_TEMPER: a fresh model forgets slowly
