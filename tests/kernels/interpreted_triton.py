@@ -14,6 +14,8 @@ from bigla import bigla, chunked
 from bigla.triton import forward, primitives
 
 ROUNDING = {torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+# More than one where log2(e) g, which is rounded, is large.
+ROUNDINGS = {'strong': 5, 'constant': 50}
 
 
 def ours(q, k, v, g_fwd, g_bwd, **kwargs):
@@ -31,7 +33,7 @@ def check(inputs, run, errors, roundings=1):
     worst = {
         name: (mine[name], peer[name])
         for name in mine
-        if mine[name] > 2 * (peer[name] + roundings * BITS[got[0].dtype])
+        if mine[name] > 2 * peer[name] + roundings * ROUNDING[got[0].dtype]
     }
     assert not worst, worst
 
@@ -54,8 +56,8 @@ def test_shapes(B, L, nh, K, V, make_inputs, run, errors):
 
 @pytest.mark.parametrize('L', [16, 50])
 def test_gates(L, gates, make_inputs, run, errors):
-    """One chunk and several, none hard, some, all. A rounding of g is |g| roundings of e^g."""
-    check(make_inputs(1, L, 2, 16, 8, gates=gates, dtype=torch.float32), run, errors, 50 if gates == 'constant' else 1)
+    """One chunk and several, none hard, some, all. A rounding of g is |g| of e^g."""
+    check(make_inputs(1, L, 2, 16, 8, gates=gates, dtype=torch.float32), run, errors, ROUNDINGS.get(gates, 1))
 
 
 @pytest.mark.parametrize('gate_dtype', [torch.float16, torch.float32])

@@ -1,11 +1,11 @@
 """Backward kernels of BiGLA and their launcher; symbols as in `forward`.
 
-With dS' and dR' the gradients of the states that leave a chunk, D = do v^T and D_f, D_b its parts i >= j and i <= j::
+With dS' and dR' the gradients of the states that leave a chunk, D = do v^T and D_f, D_b its parts i > j and i < j::
 
     dS = 2^Ft dS' + sum_i (s q_i 2^F_i) do_i^T            dR = 2^Bt dR' + sum_i (s q_i 2^(Bt-E_i)) do_i^T
     dqf = D_f kf + do (2^mf S)^T     dkf = D_f^T qf + v (2^mf dS')^T     qf = s q 2^(F-mf), kf = k 2^(mf-F), mf = Ft/2
     dqb = D_b kb + do (2^mb R)^T     dkb = D_b^T qb + v (2^mb dR')^T     qb = s q 2^(mb-E), kb = k 2^(E-mb), mb = Bt/2
-    dq = s (2^(F-mf) dqf + 2^(mb-E) dqb)                  dk = 2^(mf-F) dkf + 2^(E-mb) dkb
+    dq_i = s (2^(F-mf) dqf + 2^(mb-E) dqb)_i + 2 s D_ii k_i          dk_i = (2^(mf-F) dkf + 2^(E-mb) dkb)_i + 2 s D_ii q_i
     dv = A^T do + kf (2^mf dS') + kb (2^mb dR')
     d log a_f at t = sum_{u >= t} (qf dqf - kf dkf)_u + sum_V S' dS'
     d log a_b at t = sum_{u <= t} (qb dqb - kb dkb)_u + sum_V R' dR'
@@ -123,10 +123,8 @@ def grad_kernel(
         kf = operand(k_ * tl.exp2(-F), PREC)
         qb = operand(q_ * tl.exp2(-E), PREC)
         kb = operand(k_ * tl.exp2(E), PREC)
-        lower = r[:, None] >= r[None, :]
-        upper = r[:, None] <= r[None, :]
-        at = tl.where(upper, dot(kf, tl.trans(qf), PREC), 0.0)
-        at += tl.where(lower, dot(kb, tl.trans(qb), PREC), 0.0)
+        at = tl.where(r[:, None] <= r[None, :], dot(kf, tl.trans(qf), PREC), 0.0)
+        at += tl.where(r[:, None] >= r[None, :], dot(kb, tl.trans(qb), PREC), 0.0)
         uf, ub = tl.exp2(mf), tl.exp2(mb)
         v_p, do_p = row(v, v_s, b, left, h), row(do, do_s, b, left, h)
         dv_p = row(dv, dv_s, b, left, h)
@@ -134,6 +132,9 @@ def grad_kernel(
             operand(at, PREC), kf, kb, uf, ub, dstate, do_p, do_s, dv_p, dv_s, i, r, m, K, V, BK, BV, ONE, PREC
         )  # fmt: skip
 
+        # No decay lies on the diagonal: it goes to dq and dk, and its rounding stays out of the gates' gradients.
+        lower = r[:, None] > r[None, :]
+        upper = r[:, None] < r[None, :]
         d, dt, dqf, dkf, w = sums_over_values(
             uf, state, dstate, v_p, v_s, do_p, do_s, i, c, NT, H, r, m, 0, K, V, C, BK, BV, ONE, PREC
         )
@@ -142,8 +143,9 @@ def grad_kernel(
         dg = tl.cumsum(qf.to(tl.float32) * dqf - kf.to(tl.float32) * dkf, 0, reverse=True) + w[None, :]
         g = load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK)
         store_rows(row(dgf, dk_s, b, left, h), dk_s[1], gate_grad(dg, g, LOGITS), r, m, K, BK)
-        dq_ = tl.exp2(F) * dqf
-        dk_ = tl.exp2(-F) * dkf
+        dii = 2 * tl.sum(tl.where(r[:, None] == r[None, :], d, 0.0), 1)[:, None]
+        dq_ = tl.exp2(F) * (dqf + dii * kf.to(tl.float32))
+        dk_ = tl.exp2(-F) * (dkf + dii * qf.to(tl.float32))
 
         d, dt, dqb, dkb, w = sums_over_values(
             ub, state, dstate, v_p, v_s, do_p, do_s, i, c, NT, H, r, m, 1, K, V, C, BK, BV, ONE, PREC
@@ -284,7 +286,4 @@ def launch_backward(
         q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
         **launch, **tile,
     )  # fmt: skip
-    if L == 1:  # no step leads from one token to another: what the kernels leave is rounding
-        dgf.zero_()
-        dgb.zero_()
     return dq, dk, dv, dgf, dgb
