@@ -68,6 +68,8 @@ def main() -> None:
                 failed[path] = f'{type(error).__name__}: {error}'
                 display.note(f'Skipped {path}: {failed[path]}')
             display.tick('images', done, len(images))
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         display.close()
     print(f'{len(images) - len(failed)} of {len(images)} images are in {args.out_dir}.')

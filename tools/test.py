@@ -70,6 +70,8 @@ def main() -> None:
         metrics = build_runner(cfg).test()
     except (SetupError, CheckpointError) as error:
         sys.exit(f'{error}')
+    except KeyboardInterrupt:
+        sys.exit(130)
     if os.environ.get('RANK', '0') == '0':
         Console().print(metrics_table(metrics) if metrics else 'The metrics are empty: the model found nothing.')
         if args.out and args.out.endswith('.json'):

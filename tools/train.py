@@ -75,6 +75,9 @@ def main() -> None:
     except Interrupted as stop:
         say(f'{stop}. To go on:', f'  {resume_command(args)}')
         sys.exit(stop.status)
+    except KeyboardInterrupt:
+        say('Stopped before the first iteration; there is nothing to save.')
+        sys.exit(130)
 
 
 def say(*lines: str) -> None:

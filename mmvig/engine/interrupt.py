@@ -54,7 +54,7 @@ class InterruptHook(Hook):
             for number, handler in usual.items():
                 signal.signal(number, signal.SIG_DFL if handler is signal.default_int_handler else handler)
             if not self._training:  # nothing to lose yet
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
             self._signum = signum
             os.write(2, b'\nFinishing this iteration and saving; once more to stop at once.\n')
 

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from contextlib import ExitStack, redirect_stdout
 from datetime import timedelta
-from numbers import Real
 
 import torch
 from mmengine.dist import is_main_process
@@ -18,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
+from mmvig.engine.report import main_metrics
 from mmvig.registry import HOOKS
 
 __all__ = ['Display', 'ProgressHook']
@@ -105,7 +105,7 @@ class ProgressHook(Hook):
         when = ''
         if self._in_training:
             when = f'iter {runner.iter}' if _by_iteration(runner) else f'epoch {runner.epoch}'
-        numbers = [f'{name} {value:.4g}' for name, value in (metrics or {}).items() if isinstance(value, Real)]
+        numbers = [f'{name} {value:.4g}' for name, value in main_metrics(metrics or {}).items()]
         self._display.note('val', when, *numbers)
 
     def before_test(self, runner) -> None:
@@ -128,7 +128,7 @@ class ProgressHook(Hook):
         if done == total:
             self._display.mute()
 
-    def close(self, runner) -> None:
+    def close_display(self, runner) -> None:
         """Ends the display, however the run ended; `mmvig.engine.Runner` calls this."""
         self._in_training = False
         self._display.close()

@@ -1,11 +1,11 @@
-"""Metrics as a table to read."""
+"""Metrics for people to read."""
 
 import re
 from numbers import Real
 
 from rich.table import Table
 
-__all__ = ['metrics_table']
+__all__ = ['main_metrics', 'metrics_table']
 
 COCO = re.compile(r'(?P<dataset>.*/)?(?P<kind>bbox|segm|proposal)_mAP(_(?P<column>50|75|s|m|l))?')
 COCO_KINDS = dict(bbox='box', segm='mask', proposal='proposal')
@@ -25,6 +25,15 @@ def metrics_table(metrics: dict) -> Table:
     for name, value in metrics.items():
         table.add_row(name, _number(value) if isinstance(value, Real) else str(value))
     return table
+
+
+def main_metrics(metrics: dict) -> dict[str, Real]:
+    """The numbers among the metrics, without COCO's for one size of objects each."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, Real) and not ((match := COCO.fullmatch(name)) and match['column'] in ('s', 'm', 'l'))
+    }
 
 
 def _number(value: float) -> str:

@@ -39,19 +39,19 @@ class Runner(MMEngineRunner):
             try:
                 return super().train()
             finally:
-                self.call_hook('close')
+                self.call_hook('close_display')
 
     def val(self) -> dict:
         try:
             return super().val()
         finally:
-            self.call_hook('close')
+            self.call_hook('close_display')
 
     def test(self) -> dict:
         try:
             return super().test()
         finally:
-            self.call_hook('close')
+            self.call_hook('close_display')
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

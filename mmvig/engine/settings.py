@@ -166,13 +166,15 @@ def use_tta(cfg: Config) -> None:
     """Tests with the config's `tta_pipeline` and `tta_model`; mmdet and mmpretrain default to adding the mirror image.
 
     Raises:
-        SetupError: neither the config nor its library says how to augment at test time.
+        SetupError: neither the config nor its library says how to augment at test time, or how to merge what is found.
     """
     scope = cfg.get('default_scope')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if 'tta_model' not in cfg:
+        if scope == 'mmdet' and (cfg.model.get('mask_head') or cfg.model.get('roi_head', {}).get('mask_head')):
+            raise SetupError("--tta: mmdet's DetTTAModel merges boxes, and this model also predicts masks; leave it.")
         if scope == 'mmdet':
             cfg.tta_model = dict(
                 type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)

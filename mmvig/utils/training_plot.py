@@ -9,11 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mmvig.engine.report import main_metrics
+
 __all__ = ['History', 'draw_history', 'read_history']
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6BB1', '#666666')  # Okabe and Ito's
 AT_MOST = len(COLOURS)
-TIMES = ('data_time', 'time')
+NO_METRICS = ('data_time', 'epoch', 'iter', 'memory', 'step', 'time')
 
 
 @dataclass
@@ -84,7 +86,7 @@ def draw_history(history: History, title: str) -> Figure:
     axes[0].set_ylabel('training loss')
 
     if metrics:
-        _curves(axes[1], history.validation, metrics, marker='o', markersize=4, linewidth=1.6)
+        _curves(axes[1], history.validation, metrics, marker='o', linewidth=1.6)
         axes[1].set_ylabel('validation' if len(metrics) > 1 else metrics[0])
         if all(row.get(name, 0) >= 0 for row in history.validation for name in metrics):
             axes[1].set_ylim(bottom=0)
@@ -112,7 +114,8 @@ def draw_history(history: History, title: str) -> Figure:
 def _curves(axis, rows: list[dict], names: list[str], color: str | None = None, **style) -> None:
     for name, colour in zip(names, COLOURS):
         points = [(row['iter'], row[name]) for row in rows if name in row]
-        axis.plot(*zip(*points), label=name, color=color or colour, **style)
+        marker = style.get('marker', 'o' if len(points) < 10 else None)  # or a single point would not be seen
+        axis.plot(*zip(*points), label=name, color=color or colour, **{**style, 'marker': marker, 'markersize': 4})
 
 
 def _names(rows: list[dict]) -> list[str]:
@@ -120,7 +123,5 @@ def _names(rows: list[dict]) -> list[str]:
 
 
 def _metric_names(rows: list[dict]) -> list[str]:
-    """The numbers of the validations; of COCO's many the average precisions over all sizes."""
-    names = [name for name in _names(rows) if name not in (*TIMES, 'iter', 'step', 'epoch', 'memory')]
-    whole = [name for name in names if not name.endswith(('_mAP_s', '_mAP_m', '_mAP_l'))]
-    return whole[:AT_MOST]
+    names = dict.fromkeys(name for row in rows for name in main_metrics(row))
+    return [name for name in names if name not in NO_METRICS][:AT_MOST]

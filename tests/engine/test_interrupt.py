@@ -64,6 +64,16 @@ def test_a_second_signal_is_not_held_back(toy_config, train):
     assert signal.SIG_DFL not in seen[-2]
 
 
+@pytest.mark.parametrize(('signum', 'error'), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_before_the_first_iteration_there_is_nothing_to_save(toy_config, monkeypatch, signum, error):
+    runner = Runner.from_cfg(toy_config())
+    monkeypatch.setattr(runner, 'load_or_resume', lambda: signal.raise_signal(signum))
+    with pytest.raises(error) as stop:
+        runner.train()
+    assert not isinstance(stop.value, Interrupted) and not list(Path(runner.work_dir).glob('*.pth'))
+    assert signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL)
+
+
 def test_ctrl_c_of_a_terminal(toy, toy_config, train, read_losses, tmp_path):
     """The whole process group gets it: the tool, and the workers of its data loader."""
     settings = {

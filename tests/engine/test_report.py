@@ -1,6 +1,7 @@
+import numpy as np
 from rich.console import Console
 
-from mmvig.engine.report import metrics_table
+from mmvig.engine.report import main_metrics, metrics_table
 
 
 def text(metrics: dict) -> list[list[str]]:
@@ -28,3 +29,9 @@ def test_other_metrics_are_a_row_each():
         ['mIoU', '44.5'],
         ['accuracy/top1', '81.23'],
     ]
+
+
+def test_main_metrics():
+    metrics = {'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.6, 'coco/bbox_mAP_s': 0.1, 'some_s': 1, 'text': 'x'}
+    assert main_metrics(metrics) == {'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.6, 'some_s': 1}
+    assert main_metrics({'mIoU': np.float32(44.5)}) == {'mIoU': 44.5}

@@ -32,7 +32,12 @@ def test_metrics_and_pictures(test, library, tmp_path):
 
 @pytest.mark.parametrize('library', ['mmdet', 'mmpretrain'])
 def test_predictions_and_mirrored_images(test, library, tmp_path):
-    status, said = test(library, '--tta', '--out', tmp_path / 'found.pkl')
+    arguments = ['--tta', '--out', tmp_path / 'found.pkl']
+    if library == 'mmdet':
+        status, _ = test(library, *arguments)
+        assert status.startswith('--tta: ') and 'masks' in status
+        arguments += ['--cfg-options', 'model.roi_head.mask_head=None', 'test_evaluator.metric=bbox']
+    status, said = test(library, *arguments)
     assert status == 0, said
     found = pickle.loads((tmp_path / 'found.pkl').read_bytes())
     assert ('pred_instances' if library == 'mmdet' else 'pred_score') in found[0]
