@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, barrier
 from mmengine.hooks import EMAHook, Hook
 
 from mmvig.engine.resume import in_accumulation
@@ -98,6 +98,7 @@ class InterruptHook(Hook):
         checkpoint = Path(runner.work_dir, name)
         if runner.rank == 0:
             Path(runner.work_dir, 'last_checkpoint').write_text(str(checkpoint))
+        barrier()  # a launcher ends the others, the writing one included, when the first has ended
         raise Interrupted(self._signum, checkpoint)
 
 

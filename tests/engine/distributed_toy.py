@@ -20,7 +20,11 @@ if checkpoint:
     cfg.load_from, cfg.resume = checkpoint[0], True
 # each process records its own losses
 next(hook for hook in cfg.custom_hooks if hook['type'] == 'RecordLosses')['suffix'] = str(torch.distributed.get_rank())
+status = 0
 try:
     Runner.from_cfg(cfg).train()
 except Interrupted as stop:
-    sys.exit(stop.status)
+    status = stop.status
+torch.distributed.barrier()  # gloo aborts a process whose partner has gone before
+torch.distributed.destroy_process_group()
+sys.exit(status)
