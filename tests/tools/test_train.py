@@ -67,7 +67,7 @@ def test_auto_scale_lr(train):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--cfg-options', 'model.widht=9'], '--cfg-options: model.widht matches nothing.*model.width'),
+        (['--cfg-options', 'model.wdth=9'], '--cfg-options: model.wdth matches nothing.*model.width'),
         (['--cfg-options', 'load_from=gone.pth'], 'load_from: there is no file gone.pth'),
         (['--resume', 'gone.pth'], '--resume: .*gone.pth'),
         (
