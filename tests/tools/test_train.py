@@ -31,7 +31,7 @@ def test_a_run_that_is_stopped_goes_on_by_the_command_it_prints(train, run_tool,
     assert python == 'python' and tool.endswith('tools/train.py') and arguments.count('--resume') == 1
     status, said = run_tool('train.py', *arguments)
     assert status == 0
-    assert f'Going on from {tmp_path}/work/interrupted.pth: epoch 1, iteration 9.' in said
+    assert f'Going on from {tmp_path / "work/interrupted.pth"}: epoch 1, iteration 9.' in said
     assert 'custom_hooks.2.type: ' in said  # what stopped it is gone
     whole, parts = ((tmp_path / name / 'losses.txt').read_text() for name in ('whole', 'work'))
     assert parts == whole
