@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import bigla.triton as kernels
 from bigla import bigla, chunked
-from bigla.triton import forward, primitives
+from bigla.triton import backward, forward
 
 ROUNDING = {torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 # More than one where log2(e) g, which is rounded, is large.
@@ -44,8 +44,8 @@ def check(inputs, run, errors, roundings=1):
         (2, 1, 3, 16, 16),
         (1, 16, 2, 4, 8),
         (2, 33, 1, 7, 5),
-        (1, 63, 2, 16, 32),
-        (1, 70, 1, 32, 64),
+        (1, 63, 1, 16, 32),
+        (1, 40, 1, 32, 64),
         (1, 40, 1, 20, 130),
         (1, 20, 1, 130, 16),
     ],
@@ -66,13 +66,28 @@ def test_half(gate_dtype, make_inputs, run, errors):
     check(inputs[:3] + [x.detach().to(gate_dtype).requires_grad_() for x in inputs[3:]], run, errors)
 
 
-@pytest.mark.parametrize('gates', ['model', 'mixed'])
-def test_hard_chunks(gates, make_inputs):
-    """'mixed' gates make chunks hard and 'model' gates do not: both kernels are tested above."""
-    q, k, v, g_fwd, g_bwd = make_inputs(1, 70, 2, 16, 8, gates=gates, dtype=torch.float32)
-    C = primitives.chunk_size(70, 16, torch.float32)
-    hard = forward.launch_forward(q, k, v, g_fwd, g_bwd, 0.25, False, C, False)[3]
-    assert hard.bool().any() == (gates == 'mixed')
+@pytest.fixture
+def fast_float32(monkeypatch):
+    """Hard chunks alone are exact in float32, too, so that the fast kernels show more than float16's digits."""
+    for module in (forward, backward):
+        monkeypatch.setattr(module, 'precision', lambda dtype: ('ieee', -160.0))
+
+
+@pytest.mark.parametrize(
+    'B, L, nh, K, V', [(2, 1, 3, 16, 16), (2, 33, 1, 7, 5), (1, 70, 1, 32, 64), (1, 40, 1, 20, 130)]
+)
+def test_fast_kernels(B, L, nh, K, V, fast_float32, make_inputs, run, errors):
+    check(make_inputs(B, L, nh, K, V, dtype=torch.float32), run, errors, 5)
+
+
+@pytest.mark.parametrize('L', [16, 48])
+def test_fast_kernels_leave_hard_chunks(L, fast_float32, make_inputs, run, errors):
+    inputs = make_inputs(2, L, 2, 16, 8, gates='model', dtype=torch.float32)
+    for g in inputs[3:]:
+        g.data[0] -= 8
+    hard = forward.launch_forward(*inputs, 0.25, False, 16, L <= 16)[3][:-1].view(2, -1)
+    assert hard[0].all() and not hard[1].any()
+    check(inputs, run, errors, 5)
 
 
 def test_gate_logits(make_inputs, run, errors):

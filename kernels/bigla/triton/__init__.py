@@ -9,9 +9,6 @@ from .primitives import INTERPRETED, chunk_size
 
 __all__ = ['bigla', 'unsupported']
 
-# Bytes of shared memory that the gradients take for K = 256 in float32; Ampere's and later consumer GPUs have 99 KiB.
-_WIDEST = 160 * 1024
-
 
 def bigla(
     q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, *, gate_logits: bool = False
@@ -51,10 +48,6 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor) -
     for name, x in (('q', q), ('v', v)):
         if x.shape[-1] > 256:
             return f'{name} must be at most 256 wide in its last dimension, got shape {tuple(x.shape)}'
-    if q.dtype == torch.float32 and q.shape[-1] > 128 and q.device.type == 'cuda':
-        memory = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
-        if memory < _WIDEST:
-            return f'q must be at most 128 wide in float32 on {torch.cuda.get_device_name(q.device)}, got {q.shape[-1]}'
     return None
 
 

@@ -5,7 +5,8 @@ With dS' and dR' the gradients of the states that leave a chunk, D = do v^T and 
     dS = 2^Ft dS' + sum_i (s q_i 2^F_i) do_i^T            dR = 2^Bt dR' + sum_i (s q_i 2^(Bt-E_i)) do_i^T
     dqf = D_f kf + do (2^mf S)^T     dkf = D_f^T qf + v (2^mf dS')^T     qf = s q 2^(F-mf), kf = k 2^(mf-F), mf = Ft/2
     dqb = D_b kb + do (2^mb R)^T     dkb = D_b^T qb + v (2^mb dR')^T     qb = s q 2^(mb-E), kb = k 2^(E-mb), mb = Bt/2
-    dq_i = s (2^(F-mf) dqf + 2^(mb-E) dqb)_i + 2 s D_ii k_i          dk_i = (2^(mf-F) dkf + 2^(E-mb) dkb)_i + 2 s D_ii q_i
+    dq_i = s (2^(F-mf) dqf + 2^(mb-E) dqb)_i + 2 s D_ii k_i
+    dk_i =   (2^(mf-F) dkf + 2^(E-mb) dkb)_i + 2 s D_ii q_i
     dv = A^T do + kf (2^mf dS') + kb (2^mb dR')
     d log a_f at t = sum_{u >= t} (qf dqf - kf dkf)_u + sum_V S' dS'
     d log a_b at t = sum_{u <= t} (qb dqb - kb dkb)_u + sum_V R' dR'
@@ -26,10 +27,13 @@ from torch import Tensor
 from .forward import scan, state_kernel, token_strides
 from .primitives import (
     SEARCHERS,
+    SPAN,
+    any_hard,
     block,
     config,
     dot,
     gate_grad,
+    is_hard,
     load_rows,
     load_state,
     load_total,
@@ -115,8 +119,12 @@ def grad_kernel(
         k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
         f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS, PREC)
         e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS, PREC)
-        mf = load_total(total, i, 0, K, BK) / 2
-        mb = load_total(total, i, 1, K, BK) / 2
+        if ONE:
+            mf = tl.sum(f, 0) / 2
+            mb = tl.sum(e, 0) / 2
+        else:
+            mf = load_total(total, i, 0, K, BK) / 2
+            mb = load_total(total, i, 1, K, BK) / 2
         F = tl.cumsum(f, 0) - mf[None, :]
         E = tl.cumsum(e, 0) - e - mb[None, :]
         qf = operand(q_ * tl.exp2(F), PREC)
@@ -164,9 +172,9 @@ def exact_grad_kernel(
     q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+    ALL: tl.constexpr, ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """The five gradients of the hard chunks, found as in `exact_out_kernel`.
+    """The five gradients of the hard chunks, found as in `exact_out_kernel`; or of ALL.
 
     A query refers to the chunk's near end and a key to its far end, so the states enter unscaled; within the chunk each
     level of the tree has references of its own, and its terms go to the direction that its halves look in.
@@ -175,11 +183,10 @@ def exact_grad_kernel(
     i0 = tl.program_id(0)
     r = tl.arange(0, C)
     while i0 < N:
-        some = i0 + tl.arange(0, 32) * G
-        if tl.max(tl.load(hard + some, mask=some < N, other=0), 0) > 0:
-            for j in range(32):
+        if any_hard(hard, i0, G, N, ALL):
+            for j in range(SPAN):
                 i = i0 + j * G
-                if tl.load(hard + i, mask=i < N, other=0) > 0:
+                if is_hard(hard, i, N, ALL):
                     b, c, h = locate(i, NT, H)
                     left = c * C
                     m = left + r < L
@@ -238,7 +245,7 @@ def exact_grad_kernel(
                     store_rows(row(dgb, dk_s, b, left, h), dk_s[1], gate_grad(db, e, LOGITS), r, m, K, BK)
                     store_rows(row(dq, dk_s, b, left, h), dk_s[1], dq_ * scale, r, m, K, BK)
                     store_rows(row(dk, dk_s, b, left, h), dk_s[1], dk_, r, m, K, BK)
-        i0 += 32 * G
+        i0 += SPAN * G
 
 
 def launch_backward(
@@ -264,7 +271,7 @@ def launch_backward(
     if N == 0:
         return dq, dk, dv, dgf, dgb
     cfg = config(C, K, V, q.dtype)
-    prec, _ = precision(q.dtype)
+    prec, limit = precision(q.dtype)
     q, k, v, gf, gb, do = (rows(x, C) for x in (q, k, v, g_fwd, g_bwd, do))
     q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s = (token_strides(x) for x in (q, k, v, gf, gb, do, dk, dv))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
@@ -278,12 +285,13 @@ def launch_backward(
         scan(dstate, total, B, NT, H, K, V, cfg, True)
     strides = q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s
     launch = dict(ONE=one, num_warps=cfg.grad_warps, num_stages=1)
-    grad_kernel[N,](
-        q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
-        **launch, **tile,
-    )  # fmt: skip
+    if limit is not None:
+        grad_kernel[N,](
+            q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
+            **launch, **tile,
+        )  # fmt: skip
     exact_grad_kernel[min(N, SEARCHERS),](
         q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
-        **launch, **tile,
+        ALL=limit is None, **launch, **tile,
     )  # fmt: skip
     return dq, dk, dv, dgf, dgb

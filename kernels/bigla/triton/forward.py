@@ -11,7 +11,7 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
 2. `scan_kernel`: S and R of every chunk, in place of the sums.
 3. `out_kernel`: the outputs, both directions by one score matrix. It splits 2^(F_i-F_j) at half the total, so that
    neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard and left alone.
-4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0.
+4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.
 
 A sequence of one chunk has no states: 1 and 2 are left out.
 """
@@ -23,11 +23,14 @@ from torch import Tensor
 
 from .primitives import (
     SEARCHERS,
+    SPAN,
     Config,
+    any_hard,
     block,
     config,
     decay,
     dot,
+    is_hard,
     load_rows,
     load_state,
     load_total,
@@ -141,22 +144,17 @@ def out_kernel(
     if ONE:
         tf = tl.sum(f, 0)
         tb = tl.sum(e, 0)
-        if v0 == 0:
-            kk = tl.arange(0, BK)
-            p = total + i.to(tl.int64) * 2 * K + kk
-            tl.store(p, tf, mask=kk < K)
-            tl.store(p + K, tb, mask=kk < K)
     else:
         tf = load_total(total, i, 0, K, BK)
         tb = load_total(total, i, 1, K, BK)
     F = tl.cumsum(f, 0)
     E = tl.cumsum(e, 0) - e
-    is_hard = tl.min(tl.minimum(tf, tb), 0) < limit
+    decayed = tl.min(tl.minimum(tf, tb), 0) < limit
     if v0 == 0:
-        tl.store(hard + i, is_hard.to(tl.int32))
+        tl.store(hard + i, decayed.to(tl.int32))
         if i == N - 1:
             tl.store(hard + N, 0)
-    if not is_hard:
+    if not decayed:
         qf = operand(q_ * tl.exp2(F - tf[None, :] / 2), PREC)
         kf = operand(k_ * tl.exp2(tf[None, :] / 2 - F), PREC)
         qb = operand(q_ * tl.exp2(tb[None, :] / 2 - E), PREC)
@@ -177,18 +175,17 @@ def out_kernel(
 def exact_out_kernel(
     q, k, v, gf, gb, state, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+    ALL: tl.constexpr, ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of the hard chunks, found 32 at a time by a grid that does not depend on their number."""
+    """Outputs of the hard chunks, found SPAN at a time by a grid that does not depend on their number; or of ALL."""
     G = tl.num_programs(0)
     i0 = tl.program_id(0)
     r = tl.arange(0, C)
     while i0 < N:
-        some = i0 + tl.arange(0, 32) * G
-        if tl.max(tl.load(hard + some, mask=some < N, other=0), 0) > 0:
-            for j in range(32):
+        if any_hard(hard, i0, G, N, ALL):
+            for j in range(SPAN):
                 i = i0 + j * G
-                if tl.load(hard + i, mask=i < N, other=0) > 0:
+                if is_hard(hard, i, N, ALL):
                     b, c, h = locate(i, NT, H)
                     left = c * C
                     m = left + r < L
@@ -207,7 +204,7 @@ def exact_out_kernel(
                             out += dot(qf, operand(load_state(state, i, 0, K, V, BK, BV, v0), PREC), PREC)
                             out += dot(qb, operand(load_state(state, i, 1, K, V, BK, BV, v0), PREC), PREC)
                         store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
-        i0 += 32 * G
+        i0 += SPAN * G
 
 
 def token_strides(x: Tensor) -> tuple[int, int, int]:
@@ -217,17 +214,18 @@ def token_strides(x: Tensor) -> tuple[int, int, int]:
 def buffers(q: Tensor, v: Tensor, NT: int, one: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernels leave for each other and for the backward, empty; flat, each indexed by chunk i first.
 
-    The states (B NT nh, 2, K, V) of both directions, in bfloat16 where the tensors are and float32 otherwise, or
-    nothing where there is `one` chunk; the log2 totals (B NT nh, 2, K) in float32; whether a chunk is hard (B NT nh)
-    in int32, with one to spare: a symbolic size that might be 1 would make torch.export specialise L.
+    The states (B NT nh, 2, K, V) of both directions, in bfloat16 where the tensors are and float32 otherwise, and the
+    log2 totals (B NT nh, 2, K) in float32, or nothing of these where there is `one` chunk. Whether a chunk is hard
+    (B NT nh) in int32, or nothing where all are; one to spare, since a symbolic size that might be 1 would make
+    torch.export specialise L.
     """
     B, _, H, K = q.shape
     N = B * NT * H
     dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
     return (
         q.new_empty(0 if one else N * 2 * K * v.shape[-1], dtype=dtype),
-        q.new_empty(N * 2 * K, dtype=torch.float32),
-        q.new_empty(N + 1, dtype=torch.int32),
+        q.new_empty(0 if one else N * 2 * K, dtype=torch.float32),
+        q.new_empty(0 if precision(q.dtype)[1] is None else N + 1, dtype=torch.int32),
     )
 
 
@@ -267,13 +265,15 @@ def launch_forward(
             GRAD=False, num_warps=cfg.state_warps, num_stages=1, **tile,
         )  # fmt: skip
         scan(state, total, B, NT, H, K, V, cfg, False)
-    out_kernel[N, slices](
-        q, k, v, gf, gb, state, total, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale / 2, limit, L, NT, H, N,
-        ONE=one, num_warps=cfg.out_warps, num_stages=1, **tile,
-    )  # fmt: skip
+    strides = q_s, k_s, v_s, gf_s, gb_s, o_s
+    if limit is not None:
+        out_kernel[N, slices](
+            q, k, v, gf, gb, state, total, hard, o, *strides, scale / 2, limit, L, NT, H, N,
+            ONE=one, num_warps=cfg.out_warps, num_stages=1, **tile,
+        )  # fmt: skip
     exact_out_kernel[min(N, SEARCHERS),](
-        q, k, v, gf, gb, state, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale / 2, L, NT, H, N,
-        ONE=one, num_warps=cfg.grad_warps, num_stages=1, **tile,
+        q, k, v, gf, gb, state, hard, o, *strides, scale / 2, L, NT, H, N,
+        ALL=limit is None, ONE=one, num_warps=cfg.grad_warps, num_stages=1, **tile,
     )  # fmt: skip
     return o, state, total, hard
 

@@ -12,8 +12,9 @@ INTERPRETED = triton.knobs.runtime.interpret
 LOG2E = tl.constexpr(1.4426950408889634)
 # Log2 decays below this are this: 2^-160 is 0 in float32, so nothing changes, and -inf keeps out of sums.
 FLOOR = tl.constexpr(-160.0)
-# Programs of the exact kernels, which look through all chunks for hard ones: four to an H200's multiprocessor.
+# Programs that look through all chunks for hard ones, four to an H200's multiprocessor, and how many at a time.
 SEARCHERS = 528
+SPAN = tl.constexpr(32)
 
 
 class Config(NamedTuple):
@@ -86,16 +87,17 @@ def block(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def precision(dtype: torch.dtype) -> tuple[str, float]:
-    """How dots are done for tensors of `dtype`, and the total log2 decay of a chunk from which it is hard.
+def precision(dtype: torch.dtype) -> tuple[str, float | None]:
+    """How dots are done for tensors of `dtype`, and the log2 decay over a chunk below which it is hard; None: always.
 
     In bfloat16 the scaled operands keep their relative precision, and float32 sums hold 2^160. Float16 cannot hold the
-    scaled operands: tf32 has its mantissa and float32's range. In float32 the prefix sums' own rounding, relative to
-    the total, is what counts.
+    scaled operands: tf32 has its mantissa and float32's range. In float32 the rounding of the prefix sums would be the
+    largest error, and the tree, which has none, costs no more.
     """
+    limit = None if dtype == torch.float32 else -160.0
     if INTERPRETED:  # its dots are NumPy's, and wrong for bfloat16 (triton-lang/triton#11584)
-        return 'ieee', -160.0 if dtype != torch.float32 else -8.0
-    return {torch.bfloat16: ('bf16', -160.0), torch.float16: ('tf32', -160.0), torch.float32: ('tf32x3', -8.0)}[dtype]
+        return 'ieee', limit
+    return {torch.bfloat16: 'bf16', torch.float16: 'tf32', torch.float32: 'tf32x3'}[dtype], limit
 
 
 def rows(x: Tensor, C: int) -> Tensor:
@@ -108,6 +110,24 @@ def rows(x: Tensor, C: int) -> Tensor:
 def locate(i, NT, H):
     """Index i of a (batch, chunk, head), heads fastest: neighbours read the same rows of memory together."""
     return i // (NT * H), i // H % NT, i % H
+
+
+@triton.jit
+def any_hard(hard, i, step, N, ALL: tl.constexpr):
+    """Whether one of the chunks i, i + step, .., SPAN of them, is hard."""
+    if ALL:
+        return True
+    else:
+        some = i + tl.arange(0, SPAN) * step
+        return tl.max(tl.load(hard + some, mask=some < N, other=0), 0) > 0
+
+
+@triton.jit
+def is_hard(hard, i, N, ALL: tl.constexpr):
+    if ALL:
+        return i < N
+    else:
+        return tl.load(hard + i, mask=i < N, other=0) > 0
 
 
 @triton.jit
