@@ -191,7 +191,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
-        value.update({key: _plain(item) for key, item in value.items()})
+        for key, item in value.items():  # not update(), which adds where the dict is a Counter
+            value[key] = _plain(item)
     elif isinstance(value, list):
         value[:] = map(_plain, value)
     elif type(value) is tuple:

@@ -4,6 +4,7 @@ many others do, loads nothing, with a warning at most. Here such files are read,
 from types import ModuleType
 
 from mmvig.compat.change import Change
+from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.compat.imports import after_import
 
 __all__ = ['apply']
@@ -38,14 +39,14 @@ def _patch(engine: ModuleType) -> None:
 
 
 def _check_overlap(module, state_dict: dict) -> None:
-    """Raises ValueError when not one name of the file is one of the model's."""
-    from mmengine.model import is_model_wrapper
+    """Raises CheckpointError when not one name of the file is one of the model's."""
+    from mmengine.model import BaseTTAModel, is_model_wrapper
 
-    while is_model_wrapper(module):
+    while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
         module = module.module
     own = module.state_dict().keys()
     if own and not any(name in own or name.removeprefix('backbone.') in own for name in state_dict):
-        raise ValueError(
+        raise CheckpointError(
             f'nothing in the checkpoint fits {type(module).__name__}: the file has {len(state_dict)} names such as '
             f'{list(map(str, state_dict))[:3]}, the model {len(own)} such as {list(own)[:3]}; a file that holds '
             "only a part of the model needs init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...) on that part"

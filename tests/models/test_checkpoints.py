@@ -16,6 +16,7 @@ from mmengine.runner import load_checkpoint
 
 import mmvig  # noqa: F401  makes MMEngine read such files
 from mmvig.apis import convert_checkpoint
+from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.models import ViG, ViGH
 from mmvig.models.checkpoints import is_published, normalise_checkpoint, rename_published, resize_pos_embed
 
@@ -125,7 +126,7 @@ def test_nothing_matched_is_an_error(tmp_path):
     for prefix in ({}, {'prefix': 'backbone.'}):
         net = build('vig-t', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'), **prefix))
         with pytest.raises(
-            (ValueError, AssertionError), match='nothing in the checkpoint fits ViG|backbone. is not in'
+            (CheckpointError, AssertionError), match='nothing in the checkpoint fits ViG|backbone. is not in'
         ):
             net.init_weights()
 
