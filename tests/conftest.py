@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +12,9 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # the workers are the parallelism; torc
 import numpy as np
 import pytest
 import torch
+
+# A shell starts background jobs with Ctrl-C ignored, and child processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GLOBALS = {
     'mmengine.logging': ('MessageHub', 'MMLogger'),

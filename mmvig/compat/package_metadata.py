@@ -81,4 +81,4 @@ def package2module(package: str) -> str:
     names = (distribution(package).read_text('top_level.txt') or '').split()
     if not names:
         raise ValueError(f'package={package!r} does not say which module it installs (no top_level.txt)')
-    return names[0]
+    return package if package in names else names[0]

@@ -85,7 +85,7 @@ def test_score_threshold(demo, images, tmp_path):
     assert status == 0
     assert json.loads((tmp_path / 'out/good.json').read_text())['detections'] == []
     assert (
-        np.abs(cv2.imread(str(tmp_path / 'out/good.jpg')).astype(int) - cv2.imread(str(images / 'good.jpg'))).mean() < 3
+        np.abs(cv2.imread(str(tmp_path / 'out/good.jpg')).astype(int) - cv2.imread(str(images / 'good.jpg'))).mean() < 8
     )
 
 
