@@ -369,7 +369,7 @@ def main() -> None:
     parser.add_argument('--impls', nargs='+', default=list(WORK), choices=WORK)
     parser.add_argument('--timeout', type=float, default=150, help='seconds an implementation may take')
     parser.add_argument('--kernels', action='store_true', help='time our kernels one by one, and other tiles')
-    parser.add_argument('--out', type=Path, default=HERE / 'results_gpu.csv', help='rows are appended to it')
+    parser.add_argument('--out', type=Path, default=HERE / 'results.csv', help='rows are appended to it')
     parser.add_argument('--work', help=argparse.SUPPRESS)
     parser.add_argument('--candidate', type=int, nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--shapes', type=int, nargs='+', default=range(len(SHAPES)), help='numbers in the list, from 0')
     parser.add_argument('--seconds', type=float, default=4, help='time to spend on each measurement')
-    parser.add_argument('--out', type=Path, default=HERE / 'results.csv', help='rows are appended to it')
+    parser.add_argument('--out', type=Path, default=HERE / 'results_cpu.csv', help='rows are appended to it')
     parser.add_argument('--dry-run', action='store_true', help='append nothing')
     args = parser.parse_args()
 

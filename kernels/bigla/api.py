@@ -4,19 +4,27 @@ Shapes are written in one alphabet, here and in every implementation: `B` batch,
 `nh` heads, `K` key width and `V` value width of one head. Tensors are token-major, `(B, L, nh, K)`.
 """
 
+import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import chunked, reference
 
+try:
+    from . import triton
+except ImportError:
+    triton = None
+
 __all__ = ['bigla', 'debug']
 
-_IMPLS = ('chunked', 'reference')
+_IMPLS = ('triton', 'chunked', 'reference')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _debug = os.environ.get('BIGLA_DEBUG', '0') == '1'
 
@@ -29,6 +37,7 @@ def bigla(
     g_bwd: Tensor,
     *,
     scale: float | None = None,
+    gate_logits: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     """Bidirectional gated linear attention (arXiv 2405.18425, section 3.2), per sample and head::
@@ -41,33 +50,49 @@ def bigla(
     accumulated in float32, or in float64 where an input is float64, whatever autocast says.
 
     Args:
-        q: Queries (B, L, nh, K); float16, bfloat16, float32 or float64. L, nh, K and V are at least 1; B may be 0.
+        q: Queries (B, L, nh, K); float16, bfloat16, float32 or float64. nh, K and V are at least 1; B and L may be 0.
         k: Keys (B, L, nh, K), of q's dtype.
         v: Values (B, L, nh, V), of q's dtype.
         g_fwd: Log decays of the forward direction (B, L, nh, K), every entry in [-inf, 0]; q's dtype, float32 or
             float64. A positive or NaN entry is an error under :func:`debug` and undefined otherwise.
         g_bwd: Log decays of the backward direction, like g_fwd and of its dtype.
         scale: Factor on the scores; ``K ** -0.5`` when None.
-        impl: ``'chunked'`` (matrix products over chunks, any device), ``'reference'`` (one token a step, the oracle) or
-            None, which takes the fastest that serves the arguments. One that is named is used or raises.
+        gate_logits: g_fwd and g_bwd are ViG's gate logits x, any finite number, and the log decays are
+            ``logsigmoid(x) / 16`` in float32 or wider.
+        impl: ``'triton'`` (NVIDIA GPUs from Ampere on, float32 and narrower, K and V up to 256), ``'chunked'`` (matrix
+            products over chunks, any device), ``'reference'`` (one token a step, the oracle) or None, which takes the
+            first of these that serves the arguments. One that is named is used or raises.
 
     Returns:
         o (B, L, nh, V), of v's dtype.
 
     Raises:
         TypeError: An argument is no tensor, scale no number, or dtypes do not go together.
-        ValueError: Shapes or devices do not agree, impl is unknown, or (under :func:`debug`) a gate is out of range.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments, or (under
+            :func:`debug`) a gate is out of range.
+
+    Warns:
+        UserWarning: Once, where impl is None and a GPU runs ``'chunked'`` because ``'triton'`` does not serve it.
     """
     _validate(q, k, v, g_fwd, g_bwd, scale)
-    if _debug:
-        _check_gates(g_fwd=g_fwd, g_bwd=g_bwd)
+    if impl is not None and impl not in _IMPLS:
+        raise ValueError(f'impl must be None or one of {_IMPLS}, got {impl!r}')
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    if impl is None or impl == 'chunked':
-        return chunked.bigla(q, k, v, g_fwd, g_bwd, scale)
-    if impl == 'reference':
-        return reference.bigla(q, k, v, g_fwd, g_bwd, scale)
-    raise ValueError(f'impl must be None or one of {_IMPLS}, got {impl!r}')
+    if _debug:
+        _check_gates(gate_logits, g_fwd=g_fwd, g_bwd=g_bwd)
+    if q.shape[1] == 0:
+        return v * sum(x.sum() for x in (q, k, g_fwd, g_bwd)).to(v.dtype)  # empty, and differentiable in all five
+    if impl is None:
+        impl = 'triton' if q.is_cuda and _triton_serves(q, k, v, g_fwd, g_bwd) else 'chunked'
+    elif impl == 'triton' and (reason := _unserved(q, k, v, g_fwd, g_bwd)):
+        raise ValueError(f"impl='triton' cannot serve these arguments: {reason}; impl='chunked' can")
+    if impl == 'triton':
+        return triton.bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits=gate_logits)
+    if gate_logits:
+        dtype = torch.promote_types(g_fwd.dtype, torch.float32)
+        g_fwd, g_bwd = (F.logsigmoid(x.to(dtype)) / 16 for x in (g_fwd, g_bwd))
+    return (chunked if impl == 'chunked' else reference).bigla(q, k, v, g_fwd, g_bwd, scale)
 
 
 @contextmanager
@@ -83,6 +108,23 @@ def debug(enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _debug = before
+
+
+def _unserved(*args: Tensor) -> str | None:
+    """Why the Triton kernels do not take these arguments; None where they do."""
+    return 'Triton is not installed' if triton is None else triton.unsupported(*args)
+
+
+def _triton_serves(*args: Tensor) -> bool:
+    reason = _unserved(*args)
+    if reason and not torch.compiler.is_compiling():
+        _warn_once(reason)
+    return reason is None
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f'bigla runs on this GPU without its Triton kernels, slowly: {reason}', stacklevel=4)
 
 
 def _validate(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float | None) -> None:
@@ -101,8 +143,8 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, sca
             raise ValueError(f"v must share q's B, L, nh = {tuple(q.shape[:3])}, got shape {tuple(x.shape)}")
         if name != 'v' and x.shape != q.shape:
             raise ValueError(f"{name} must have q's shape (B, L, nh, K) = {tuple(q.shape)}, got {tuple(x.shape)}")
-        if min(x.shape[1:]) < 1:
-            raise ValueError(f'{name} must have L, nh and width of at least 1, got shape {tuple(x.shape)}')
+        if min(x.shape[2:]) < 1:
+            raise ValueError(f'{name} must have nh and width of at least 1, got shape {tuple(x.shape)}')
     for name in ('k', 'v'):
         if args[name].dtype != q.dtype:
             raise TypeError(f"{name} must have q's dtype {q.dtype}, got {args[name].dtype}: cast it")
@@ -114,12 +156,14 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, sca
         raise TypeError(f'scale must be None or a number, got {type(scale).__name__}')
 
 
-def _check_gates(**gates: Tensor) -> None:
+def _check_gates(logits: bool, **gates: Tensor) -> None:
     for name, g in gates.items():
-        wrong = ~(g <= 0)  # true for NaN as well
+        wrong = ~g.isfinite() if logits else ~(g <= 0)  # true for NaN either way
         if wrong.any():
             at = tuple(wrong.nonzero()[0].tolist())
+            wanted = 'a gate logit, every entry finite' if logits else 'a log decay, every entry <= 0'
+            cure = '' if logits else '; for gate logits, pass gate_logits=True'
             raise ValueError(
-                f'{name} must be a log decay, every entry <= 0: {int(wrong.sum())} of {g.numel()} are not, the first '
-                f'is {g[at].item()} at (B, L, nh, K) index {at}; pass logsigmoid of the gate logits, for instance'
+                f'{name} must be {wanted}: {int(wrong.sum())} of {g.numel()} are not, the first '
+                f'is {g[at].item()} at (B, L, nh, K) index {at}{cure}'
             )

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import bigla
 from bigla import api
@@ -28,8 +29,8 @@ def good(B=1, L=3, nh=2, K=4, V=6, dtype=torch.float32):
         ({'g_fwd': torch.zeros(1, 2, 3, 4)}, ValueError, r"g_fwd must have q's shape"),
         ({'g_bwd': torch.zeros(1, 1, 2, 4)}, ValueError, r"g_bwd must have q's shape"),
         ({'v': torch.zeros(1, 4, 2, 6)}, ValueError, r"v must share q's B, L, nh = \(1, 3, 2\), got shape"),
-        ({'v': torch.zeros(1, 3, 2, 0)}, ValueError, r'v must have L, nh and width of at least 1'),
-        (good(L=0), ValueError, r'q must have L, nh and width of at least 1, got shape \(1, 0, 2, 4\)'),
+        ({'v': torch.zeros(1, 3, 2, 0)}, ValueError, r'v must have nh and width of at least 1'),
+        (good(nh=0), ValueError, r'q must have nh and width of at least 1, got shape \(1, 3, 0, 4\)'),
         ({'q': torch.zeros(1, 3, 2, 4).long()}, TypeError, r'q must be float16, .*, got torch\.int64'),
         ({'v': torch.zeros(1, 3, 2, 6).cfloat()}, TypeError, r'v must be float16, .*, got torch\.complex64'),
         ({'k': torch.zeros(1, 3, 2, 4).half()}, TypeError, r"k must have q's dtype torch\.float32, got torch\.float16"),
@@ -38,7 +39,8 @@ def good(B=1, L=3, nh=2, K=4, V=6, dtype=torch.float32):
         ({'g_bwd': torch.zeros(1, 3, 2, 4).double()}, TypeError, r"g_bwd must have g_fwd's dtype torch\.float32, got"),
         ({'v': torch.zeros(1, 3, 2, 6, device='meta')}, ValueError, r'v is on meta, but q is on cpu'),
         ({'scale': 'auto'}, TypeError, r'scale must be None or a number, got str'),
-        ({'impl': 'fast'}, ValueError, r"impl must be None or one of \('chunked', 'reference'\), got 'fast'"),
+        ({'impl': 'fast'}, ValueError, r"impl must be None or one of \('triton', .*'reference'\), got 'fast'"),
+        ({'impl': 'triton'}, ValueError, r"impl='triton' cannot serve .*: .*; impl='chunked' can"),
     ],
 )
 def test_bad_input(change, error, message):
@@ -60,12 +62,24 @@ def test_output(impl, dtype):
 
 
 @pytest.mark.parametrize('impl', IMPLS)
-def test_empty_batch(impl):
-    inputs = {name: x.requires_grad_() for name, x in good(B=0).items()}
+@pytest.mark.parametrize('B, L', [(0, 3), (2, 0), (0, 0)])
+def test_empty(B, L, impl):
+    inputs = {name: x.requires_grad_() for name, x in good(B, L).items()}
     out = bigla.bigla(**inputs, impl=impl)
     out.sum().backward()
-    assert out.shape == (0, 3, 2, 6)
+    assert out.shape == (B, L, 2, 6)
     assert all(x.grad.shape == x.shape for x in inputs.values())
+
+
+@pytest.mark.parametrize('impl', IMPLS)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_gate_logits(dtype, impl):
+    """The log decays are computed in float32 or wider, whatever the logits' dtype."""
+    inputs = good(dtype=dtype)
+    wide = {name: -3 * inputs[name].to(torch.promote_types(dtype, torch.float32)) for name in ('g_fwd', 'g_bwd')}
+    got = bigla.bigla(**inputs | {name: x.to(dtype) for name, x in wide.items()}, gate_logits=True, impl=impl)
+    outside = {name: F.logsigmoid(x.to(dtype).to(x.dtype)) / 16 for name, x in wide.items()}
+    assert got.equal(bigla.bigla(**inputs | outside, impl=impl))
 
 
 @pytest.mark.parametrize('impl', IMPLS)
@@ -77,7 +91,7 @@ def test_scale(impl):
 
 
 def test_choice(monkeypatch):
-    """A named implementation runs, no other; left open it is the chunked one."""
+    """A named implementation runs, no other; left open it is the chunked one on a CPU."""
     for name in IMPLS:
         monkeypatch.setattr(getattr(api, name), 'bigla', lambda *args, name=name: name)
     assert bigla.bigla(**good()) == 'chunked'
@@ -95,6 +109,13 @@ def test_debug(name, value):
     bigla.bigla(**inputs)  # and unchecked again, though the block was left by an error
     with bigla.debug(), bigla.debug(False):
         bigla.bigla(**inputs)
+
+
+def test_debug_of_logits():
+    inputs = good()
+    inputs['g_bwd'][0, 2, 1, 3] = torch.nan
+    with bigla.debug(), pytest.raises(ValueError, match=r'g_bwd must be a gate logit, .* 1 of 24'):
+        bigla.bigla(**inputs | {'g_fwd': 3 * inputs['q'].abs()}, gate_logits=True)
 
 
 def test_debug_accepts_the_whole_range():

@@ -8,7 +8,7 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
     S' = 2^Ft S + sum_j (k_j 2^(Ft-F_j)) v_j^T           R' = 2^Bt R + sum_j (k_j 2^E_j) v_j^T
 
 1. `state_kernel`: the sums of S' and R' of every chunk, and its totals.
-2. `scan_kernel`: S and R of every chunk, in place of the sums.
+2. `scan_kernel`: S and R of every chunk, in place of the sums; segment by segment where there are many chunks.
 3. `out_kernel`: the outputs, both directions by one score matrix. It splits 2^(F_i-F_j) at half the total, so that
    neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard and left alone.
 4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.
@@ -97,31 +97,65 @@ def state_kernel(
     store_state(state, i, d, dot(tl.trans(a), w, PREC), K, V, BK, BV, v0)
 
 
-@triton.jit(do_not_specialize=['NT'])
+@triton.jit
+def carry_on(x, y, p, t, p_step, t_step, m, mk, n, AHEAD: tl.constexpr, STORE: tl.constexpr):
+    """`x` after n steps x <- 2^t x + p along p and t, and y plus the t; STORE: every p becomes the x before it.
+
+    AHEAD steps are read before the first of them is done.
+    """
+    for c in range(0, n, AHEAD):
+        u = ()
+        a = ()
+        for j in tl.static_range(AHEAD):
+            a = a + (tl.load(t + j * t_step, mask=mk & (c + j < n), other=0.0),)
+            u = u + (tl.load(p + j * p_step, mask=m & (c + j < n), other=0.0),)
+        for j in tl.static_range(AHEAD):
+            if STORE:
+                tl.store(p + j * p_step, x.to(p.dtype.element_ty), mask=m & (c + j < n))
+            x = tl.exp2(a[j])[:, None] * x + u[j].to(tl.float32)
+            y += a[j]
+        p += AHEAD * p_step
+        t += AHEAD * t_step
+    return x, y
+
+
+@triton.jit(do_not_specialize=['NT', 'NS', 'segment'])
 def scan_kernel(
-    state, total, NT, H, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, GRAD: tl.constexpr, STAGES: tl.constexpr
-):
+    state, total, part, part_total, NT, NS, segment, H,
+    K: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, AHEAD: tl.constexpr,
+    GRAD: tl.constexpr, STORE: tl.constexpr,
+):  # fmt: skip
     """X <- 2^total X + state[c] along the chunks, each state[c] replaced by the X that enters it.
 
-    One program a slice of K V, direction, head and sample. The states S and the gradients of R run to the right, the
-    others to the left.
+    One program a slice (ROWS, COLS) of (K, V), direction, segment, head and sample. The states S and the gradients of R
+    run to the right, the others to the left. A long sequence takes two launches over its NS segments: the first
+    leaves the X of each, begun at 0, in `part`, the second begins with what these add up to (STORE).
     """
-    SLICES: tl.constexpr = (K * V + BLOCK - 1) // BLOCK
+    ACROSS: tl.constexpr = (V + COLS - 1) // COLS
+    SLICES: tl.constexpr = (K + ROWS - 1) // ROWS * ACROSS
+    here = tl.program_id(0) % SLICES
     d = tl.program_id(0) // SLICES % 2
-    i = tl.program_id(0) // (2 * SLICES)
-    e = tl.program_id(0) % SLICES * BLOCK + tl.arange(0, BLOCK)
-    m = e < K * V
+    s = tl.program_id(0) // (2 * SLICES) % NS
+    i = tl.program_id(0) // (2 * SLICES) // NS
+    kk = here // ACROSS * ROWS + tl.arange(0, ROWS)
+    vv = here % ACROSS * COLS + tl.arange(0, COLS)
+    e = kk[:, None] * V + vv[None, :]
+    m = (kk < K)[:, None] & (vv < V)[None, :]
     right = (d == 0) != GRAD
-    first = (i // H).to(tl.int64) * NT * H + i % H + tl.where(right, 0, (NT - 1).to(tl.int64) * H)
-    step = tl.where(right, H, -H).to(tl.int64)
-    x = tl.zeros([BLOCK], tl.float32)
-    for n in tl.range(0, NT, num_stages=STAGES):
-        at = (first + n * step) * 2 + d
-        p = state + at * (K * V) + e
-        a = tl.load(total + at * K + e // V, mask=m, other=0.0)
-        u = tl.load(p, mask=m, other=0.0).to(tl.float32)
-        tl.store(p, x.to(state.dtype.element_ty), mask=m)
-        x = tl.exp2(a) * x + u
+    first = (i // H).to(tl.int64) * NT * H + i % H
+    first += tl.where(right, s * segment, NT - 1 - s * segment).to(tl.int64) * H
+    step = tl.where(right, H, -H).to(tl.int64) * 2
+    at = (i.to(tl.int64) * 2 + d) * NS
+    x = tl.zeros([ROWS, COLS], tl.float32)
+    y = tl.zeros([ROWS], tl.float32)
+    if STORE:
+        x, y = carry_on(x, y, part + at * (K * V) + e, part_total + at * K + kk, K * V, K, m, kk < K, s, AHEAD, False)
+    n = tl.minimum(NT - s * segment, segment)
+    p, t = state + (first * 2 + d) * (K * V) + e, total + (first * 2 + d) * K + kk
+    x, y = carry_on(x, y, p, t, step * (K * V), step * K, m, kk < K, n, AHEAD, STORE)
+    if not STORE:
+        tl.store(part + (at + s) * (K * V) + e, x, mask=m)
+        tl.store(part_total + (at + s) * K + kk, y, mask=kk < K)
 
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
@@ -279,6 +313,14 @@ def launch_forward(
 
 
 def scan(state: Tensor, total: Tensor, B: int, NT: int, H: int, K: int, V: int, cfg: Config, grad: bool) -> None:
-    scan_kernel[triton.cdiv(K * V, cfg.scan_block) * 2 * B * H,](
-        state, total, NT, H, K=K, V=V, BLOCK=cfg.scan_block, GRAD=grad, STAGES=cfg.scan_stages, num_warps=1
-    )  # fmt: skip
+    COLS = min(cfg.scan_block, block(V))
+    ROWS = min(cfg.scan_block // COLS, block(K))
+    slices = triton.cdiv(K, ROWS) * triton.cdiv(V, COLS)
+    segment = cfg.scan_segment if NT // cfg.scan_segment > 1 else NT
+    NS = triton.cdiv(NT, segment)
+    part, part_total = (total.new_empty(B * H * 2 * NS * size) for size in (K * V, K))
+    for store in (False, True) if NS > 1 else (True,):
+        scan_kernel[slices * 2 * NS * B * H,](
+            state, total, part, part_total, NT, NS, segment, H,
+            K=K, V=V, ROWS=ROWS, COLS=COLS, AHEAD=cfg.scan_ahead, GRAD=grad, STORE=store, num_warps=1,
+        )  # fmt: skip

@@ -26,7 +26,8 @@ class Config(NamedTuple):
     out_warps: int
     grad_warps: int  # of the exact kernels, too
     scan_block: int = 128  # state elements a program of the scan
-    scan_stages: int = 6  # loads of the scan in flight
+    scan_ahead: int = 16  # chunks that the scan reads before it needs them
+    scan_segment: int = 32  # chunks that a program of the scan takes where there are more than twice as many
 
 
 # By dtype and block(K), chosen from instruction and spill counts of sm_90 code: fewer warps take fewer instructions,

@@ -2,13 +2,11 @@
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from bigla import bigla
 
 GATE_RANK = 16  # width of the low-rank projection that the gate logits come from
-GATE_TEMPER = 16  # log decay = logsigmoid(logit) / GATE_TEMPER: a fresh model forgets slowly
 
 
 class BiGLAMixer(nn.Module):
@@ -46,9 +44,8 @@ class BiGLAMixer(nn.Module):
         local = local.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, C)
 
         q, k, v = self.heads(self.qkv(local), dims // 2, dims // 2, dims)  # (B, L, nh, K), same, (B, L, nh, V)
-        log_decay = F.logsigmoid(self.decay(local).float()) / GATE_TEMPER
-        g_fwd, g_bwd = self.heads(log_decay, dims // 2, dims // 2)  # (B, L, nh, K) each
-        mixed = self.norm(bigla(q, k, v, g_fwd, g_bwd))  # (B, L, nh, V)
+        g_fwd, g_bwd = self.heads(self.decay(local), dims // 2, dims // 2)  # (B, L, nh, K) each
+        mixed = self.norm(bigla(q, k, v, g_fwd, g_bwd, gate_logits=True))  # (B, L, nh, V)
 
         (gate,) = self.heads(torch.sigmoid(self.gate(local)), dims)
         (local,) = self.heads(local, dims)
