@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -15,18 +16,20 @@ sys.modules.update(dict.fromkeys({blocked!r}))  # None: `import` raises ModuleNo
 
 
 @pytest.fixture
-def python(tmp_path) -> Callable[..., str]:
+def python(tmp_path, monkeypatch) -> Callable[..., str]:
     """`python(code)` runs it in a new process, in an empty folder, and returns what it printed.
 
-    `block` names modules that cannot be imported in it, `path` a folder searched before the installed packages. A
-    failure there fails the test.
+    `block` names modules that cannot be imported in it, `path` a folder searched before all others. A failure there
+    fails the test.
     """
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
-    def run(code: str, *, block: tuple[str, ...] = (), path: str | os.PathLike = '') -> str:
+    def run(code: str, *, block: tuple[str, ...] = (), path: Path | None = None) -> str:
+        if path is not None:
+            monkeypatch.setenv('PYTHONPATH', str(path), prepend=os.pathsep)
         result = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', PREAMBLE.format(blocked=block) + dedent(code)],
             cwd=tmp_path,
-            env=dict(os.environ, PYTHONPATH=str(path), OMP_NUM_THREADS='1'),
             capture_output=True,
             text=True,
         )

@@ -74,7 +74,7 @@ def test_before_the_first_iteration_there_is_nothing_to_save(toy_config, monkeyp
     assert signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL)
 
 
-def test_ctrl_c_of_a_terminal(toy, toy_config, train, read_losses, tmp_path):
+def test_ctrl_c_of_a_terminal(toy, toy_config, train, read_losses, tmp_path, monkeypatch):
     """The whole process group gets it: the tool, and the workers of its data loader."""
     settings = {
         'train_dataloader.num_workers': 2,
@@ -88,13 +88,13 @@ def test_ctrl_c_of_a_terminal(toy, toy_config, train, read_losses, tmp_path):
     options = [f'{key}={value}' for key, value in settings.items()]
     command = ['tools/train.py', str(tmp_path / 'toy.py'), '--work-dir', str(tmp_path / 'tool')]
     command += ['--progress', 'lines', '--cfg-options', *options]
-    environment = {**os.environ, 'PYTHONPATH': str(Path(toy.__file__).parent), 'OMP_NUM_THREADS': '1'}
+    monkeypatch.setenv('PYTHONPATH', str(Path(toy.__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
     def start(words: list[str]) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
-            env=environment,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'doctor.py'
 
 
-def run(*command: str, path: Path | str = '') -> tuple[int, str]:
-    environment = dict(os.environ, PYTHONPATH=str(path), COLUMNS='200')
-    result = subprocess.run([sys.executable, '-W', 'ignore', *command], env=environment, capture_output=True, text=True)
+def run(*command: str, **environ: str) -> tuple[int, str]:
+    environ = os.environ | environ | {'COLUMNS': '200'}
+    result = subprocess.run([sys.executable, '-W', 'ignore', *command], env=environ, capture_output=True, text=True)
     assert 'Traceback' not in result.stderr, result.stderr
     return result.returncode, result.stdout
 
@@ -40,8 +40,8 @@ def test_this_environment():
 
 
 def test_nothing_but_python():
-    """-S leaves out the installed packages."""
-    status, text = run('-S', str(TOOL), path=ROOT)
+    """-S leaves out the installed packages, and PYTHONPATH any others."""
+    status, text = run('-S', str(TOOL), PYTHONPATH=str(ROOT))
     assert status == 1
     for line in ('PROBLEM    torch is not installed', 'PROBLEM    none of mmdet, mmseg and mmpretrain works'):
         assert line in text

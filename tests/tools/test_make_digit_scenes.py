@@ -47,7 +47,7 @@ def test_bad_arguments(tmp_path, arguments, message):
 
 def test_missing_package(tmp_path, monkeypatch):
     (tmp_path / 'sklearn.py').write_text('raise ModuleNotFoundError("No module named sklearn", name="sklearn")')
-    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
     result = run(tmp_path / 'out')
     assert result.returncode == 1
     assert "sklearn is missing: pip install 'mmvig[digits]'" in result.stderr and 'Traceback' not in result.stderr
