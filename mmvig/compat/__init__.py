@@ -1,15 +1,23 @@
-"""What today's torch, setuptools and transformers need from the OpenMMLab releases: one file a cause.
+"""What today's torch, setuptools, transformers and matplotlib need from the OpenMMLab releases: one file a cause.
 
 `import mmvig` calls `apply`. Every fix looks whether its cause is present in this environment, does nothing where it
 is not, and otherwise waits for the import of the library it mends; `report` says what was changed and why.
 """
 
-from mmvig.compat import checkpoint_loading, mmcv_ext, mmseg_tokenizer, multimodal, package_metadata, published
+from mmvig.compat import (
+    checkpoint_loading,
+    mmcv_ext,
+    mmseg_tokenizer,
+    multimodal,
+    package_metadata,
+    published,
+    visualizer,
+)
 from mmvig.compat.change import Change
 
 __all__ = ['Change', 'apply', 'report']
 
-FIXES = (mmcv_ext, checkpoint_loading, published, package_metadata, multimodal, mmseg_tokenizer)
+FIXES = (mmcv_ext, checkpoint_loading, published, package_metadata, multimodal, mmseg_tokenizer, visualizer)
 _changes: dict[str, Change | None] = {}
 
 
