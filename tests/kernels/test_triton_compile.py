@@ -59,6 +59,8 @@ def compiled(monkeypatch) -> Callable[..., list]:
         joins = set() if L <= C else {'state_kernel', 'scan_kernel'}
         fast = set() if dtype == torch.float32 else {'out_kernel', 'grad_kernel'}
         assert {name for name, _ in launched} == joins | fast | {'exact_out_kernel', 'exact_grad_kernel'}
+        # Hopper's wgmma gave wrong sums and illegal addresses: see primitives.TABLE.
+        assert not any('wgmma' in kernel.asm['ptx'] for _, kernel in launched)
         return list(launched)
 
     monkeypatch.setattr(JITFunction, 'run', compile_only)
@@ -86,12 +88,13 @@ def code(kernel, tmp_path, C: int) -> Code:
     return Code(registers, stack, round(count * kernel.metadata.num_warps / C))
 
 
-# What ptxas 12.8 of Triton 3.6 gave, and a twentieth: one direction of the state, the output, the gradients.
+# What ptxas 12.8 of Triton 3.6 gave, and a twentieth: bytes of stack and instructions of one direction of the state, of
+# the output and of the gradients.
 @pytest.mark.parametrize(
     'K, V, budgets',
     [
-        (32, 64, {'state_kernel': (0, 46), 'out_kernel': (0, 124), 'grad_kernel': (64, 294)}),
-        (16, 32, {'state_kernel': (0, 31), 'out_kernel': (0, 60), 'grad_kernel': (0, 178)}),
+        (32, 64, {'state_kernel': (0, 39), 'out_kernel': (64, 93), 'grad_kernel': (160, 340)}),
+        (16, 32, {'state_kernel': (0, 26), 'out_kernel': (0, 51), 'grad_kernel': (48, 114)}),
     ],
     ids=['ViG', 'ViG-H'],
 )

@@ -7,13 +7,17 @@ _base_ = [
 
 # Digits are small (18 to 123 pixels) and few in a scene, so scenes are enlarged and proposals are fewer. All batches
 # are padded to one size: a new size costs a GPU more than the padding does. One box regressor serves all classes, which
-# gives it ten times the examples.
+# gives it ten times the examples. Every object is among the proposals of the second stage, so none needs a match of low
+# quality there, a search object by object.
 image_scale = (448, 448)
 model = dict(
     data_preprocessor=dict(pad_size_divisor=448),
     rpn_head=dict(anchor_generator=dict(scales=[4])),
     roi_head=dict(bbox_head=dict(num_classes=10, reg_class_agnostic=True), mask_head=dict(num_classes=10)),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=1000, max_per_img=300), rcnn=dict(sampler=dict(num=128))),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=1000, max_per_img=300),
+        rcnn=dict(assigner=dict(match_low_quality=False), sampler=dict(num=128)),
+    ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)),
 )
 
@@ -29,7 +33,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-train_dataloader = dict(batch_size=16, num_workers=8, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=8, num_workers=8, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=8, num_workers=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
@@ -47,3 +51,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
+env_cfg = dict(cudnn_benchmark=True)

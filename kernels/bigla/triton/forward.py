@@ -303,7 +303,7 @@ def launch_forward(
     if limit is not None:
         out_kernel[N, slices](
             q, k, v, gf, gb, state, total, hard, o, *strides, scale / 2, limit, L, NT, H, N,
-            ONE=one, num_warps=cfg.out_warps, num_stages=1, **tile,
+            ONE=one, num_warps=cfg.out_warps, num_stages=1, maxnreg=cfg.out_registers, **tile,
         )  # fmt: skip
     exact_out_kernel[min(N, SEARCHERS),](
         q, k, v, gf, gb, state, hard, o, *strides, scale / 2, L, NT, H, N,

@@ -25,49 +25,44 @@ class Config(NamedTuple):
     state_warps: int
     out_warps: int
     grad_warps: int  # of the exact kernels, too
+    out_registers: int | None = None  # at most so many a thread, where that lets more programs run at a time
     scan_block: int = 128  # state elements a program of the scan
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
     scan_segment: int = 32  # chunks that a program of the scan takes where there are more than twice as many
 
 
-# By dtype and block(K), chosen from instruction and spill counts of sm_90 code: fewer warps take fewer instructions,
-# more warps spill less. One warp less than needed and ptxas spills everything (thousands of bytes of stack).
+# By dtype and block(K). Where four warps meet a dot of 64 rows or more, Triton takes Hopper's wgmma, with which 3.6 gave
+# wrong sums and illegal addresses in these kernels: chunks are shorter, and the states' dots of block(K) rows have fewer
+# warps. One warp less than needed in the others, and ptxas spills everything (thousands of bytes of stack).
 TABLE = {
     torch.bfloat16: {
-        16: Config(64, 64, 2, 2, 4),
-        32: Config(64, 64, 2, 4, 4),
-        64: Config(32, 64, 4, 4, 4),
-        128: Config(16, 32, 4, 4, 8),
-        256: Config(16, 16, 4, 8, 8),
+        16: Config(32, 64, 1, 1, 1, 96),
+        32: Config(32, 64, 1, 1, 2, 168),
+        64: Config(32, 64, 2, 4, 4),
+        128: Config(16, 32, 2, 4, 8),
+        256: Config(16, 16, 2, 8, 8),
     },
     torch.float16: {
         16: Config(32, 64, 2, 2, 2),
         32: Config(32, 64, 2, 2, 2),
-        64: Config(32, 64, 4, 4, 4),
-        128: Config(16, 32, 4, 8, 8),
-        256: Config(16, 16, 4, 8, 8),
+        64: Config(32, 64, 2, 4, 4),
+        128: Config(16, 32, 2, 8, 8),
+        256: Config(16, 16, 2, 8, 8),
     },
     torch.float32: {
         16: Config(32, 64, 2, 2, 2),
         32: Config(16, 64, 2, 2, 2),
-        64: Config(16, 64, 4, 4, 4),
-        128: Config(16, 32, 4, 8, 8),
-        256: Config(16, 16, 4, 8, 8),
+        64: Config(16, 64, 2, 4, 4),
+        128: Config(16, 32, 2, 8, 8),
+        256: Config(16, 16, 2, 8, 8),
     },
 }
 
 
 def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
-    """Tokens a chunk: all of them, or the table's, but 32 of up to 256 so that less of the last chunk is empty.
-
-    A symbolic L takes the table's.
-    """
+    """Tokens a chunk: the table's, or fewer where that holds all; a symbolic L takes the table's."""
     C = TABLE[dtype][block(K)].C
-    if not isinstance(L, int):
-        return C
-    if C >= L:
-        return max(16, triton.next_power_of_2(L))
-    return min(C, 32) if L <= 256 else C
+    return max(16, triton.next_power_of_2(L)) if isinstance(L, int) and L < C else C
 
 
 def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
