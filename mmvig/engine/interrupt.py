@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from mmengine.hooks import EMAHook, Hook
 from mmvig.engine.resume import in_accumulation
 
 __all__ = ['InterruptHook', 'Interrupted']
+
+# Seconds. The command `timeout` sends its signal twice, to the process and to the group that the process is in.
+SAME_SIGNAL = 0.2
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,6 +36,7 @@ class InterruptHook(Hook):
     """
 
     priority = 'LOWEST'
+    _listening = False  # in this process: one trains at a time
 
     def __init__(self) -> None:
         self._signum = 0
@@ -40,17 +45,18 @@ class InterruptHook(Hook):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the two signals, in the main thread; the DataLoader's workers, which inherit this, leave them to it."""
+        """Takes the two signals, in the main thread; workers of the DataLoader, its forks, leave them to it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        main, usual = os.getpid(), {}
+        main, usual, received = os.getpid(), {}, False
 
         def receive(signum: int, frame) -> None:
-            if os.getpid() != main:
-                if signum == signal.SIGTERM:
-                    os._exit(128 + signum)
+            nonlocal received
+            if os.getpid() != main or received:
                 return
+            received = True
+            time.sleep(SAME_SIGNAL)
             for number, handler in usual.items():
                 signal.signal(number, signal.SIG_DFL if handler is signal.default_int_handler else handler)
             if not self._training:  # nothing to lose yet
@@ -60,9 +66,11 @@ class InterruptHook(Hook):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             usual[number] = signal.signal(number, receive)
+        InterruptHook._listening = True
         try:
             yield
         finally:
+            InterruptHook._listening = False
             for number, handler in usual.items():
                 signal.signal(number, handler)
 
@@ -100,6 +108,25 @@ class InterruptHook(Hook):
             Path(runner.work_dir, 'last_checkpoint').write_text(str(checkpoint))
         barrier()  # a launcher ends the others, the writing one included, when the first has ended
         raise Interrupted(self._signum, checkpoint)
+
+
+def _heed_the_parent_alone() -> None:
+    """In a fork of a process that listens: only the parent's SIGTERM ends it, which a scheduler sends to them all.
+
+    A handler would not do: it does not learn the sender, and PyTorch sets its own in a worker.
+    """
+    if InterruptHook._listening:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_the_parent, daemon=True).start()
+
+
+def _await_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # as PyTorch's worker does: any other status is reported as a failure
+
+
+os.register_at_fork(after_in_child=_heed_the_parent_alone)
 
 
 def _weight_sums(runner) -> torch.Tensor:

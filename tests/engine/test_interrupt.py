@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from mmvig.engine import Interrupted, Runner
+from mmvig.engine import Interrupted, InterruptHook, Runner
 
 ROOT = Path(__file__).parents[2]
 HOOKS = [dict(type='EMAHook', momentum=0.1), dict(type='RecordLosses')]
@@ -74,24 +75,22 @@ def test_before_the_first_iteration_there_is_nothing_to_save(toy_config, monkeyp
     assert signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL)
 
 
-def test_ctrl_c_of_a_terminal(toy, toy_config, train, read_losses, tmp_path, monkeypatch):
-    """The whole process group gets it: the tool, and the workers of its data loader."""
-    settings = {
-        'train_dataloader.num_workers': 2,
-        'train_cfg.max_epochs': 4,
-        'train_cfg.val_interval': 4,
-        'default_hooks.checkpoint.interval': 6,
-        'custom_hooks.1.pause': 0.05,
-    }
-    whole = train(toy_config('whole', **settings))
+WORKERS = {
+    'train_dataloader.num_workers': 2,
+    'train_cfg.max_epochs': 4,
+    'train_cfg.val_interval': 4,
+    'default_hooks.checkpoint.interval': 6,
+    'custom_hooks.1.pause': 0.05,
+}
 
-    options = [f'{key}={value}' for key, value in settings.items()]
-    command = ['tools/train.py', str(tmp_path / 'toy.py'), '--work-dir', str(tmp_path / 'tool')]
-    command += ['--progress', 'lines', '--cfg-options', *options]
+
+@pytest.fixture
+def start(toy, monkeypatch):
+    """Starts Python with these words, in a process group of its own; its output ends with the last of the group."""
     monkeypatch.setenv('PYTHONPATH', str(Path(toy.__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
-    def start(words: list[str]) -> subprocess.Popen:
+    def run(words: list[str]) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
@@ -101,24 +100,63 @@ def test_ctrl_c_of_a_terminal(toy, toy_config, train, read_losses, tmp_path, mon
             text=True,
         )
 
+    return run
+
+
+@pytest.fixture
+def training(start, toy_config, tmp_path) -> subprocess.Popen:
+    """tools/train.py with two workers, a few iterations after its start."""
+    toy_config()
+    command = ['tools/train.py', str(tmp_path / 'toy.py'), '--work-dir', str(tmp_path / 'tool')]
+    command += ['--progress', 'lines', '--cfg-options', *(f'{key}={value}' for key, value in WORKERS.items())]
     process = start(command)
     losses = tmp_path / 'tool/losses.txt'
     while not (losses.is_file() and losses.read_text().count('\n') >= 4):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert 'Traceback' not in said
+    return process
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group(training, start, toy_config, train, read_losses, tmp_path, signum):
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the tool and the workers of its data loader.
+
+    The command `timeout` signals first the tool, then the group, which the tool is in.
+    """
+    os.kill(training.pid, signum)
+    os.killpg(training.pid, signum)
+    said, _ = training.communicate(timeout=60)
+    assert training.returncode == 128 + signum, said
+    assert 'Traceback' not in said and 'Terminated' not in said
     done = len(read_losses(tmp_path / 'tool'))
+    whole = train(toy_config('whole', **WORKERS))
     assert done < len(whole)
 
-    again = re.search(r'To go on:\n  python (.*)', said)[1]
-    process = start(shlex.split(again))
+    process = start(shlex.split(re.search(r'To go on:\n  python (.*)', said)[1]))
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert f'Going on from {tmp_path}/tool/interrupted.pth' in said and f'iteration {done}.' in said
     assert read_losses(tmp_path / 'tool') == whole
+
+
+@pytest.mark.slow
+def test_workers_leave_when_training_dies(training):
+    """PyTorch looks for its parent every five seconds."""
+    training.kill()
+    training.communicate(timeout=30)
+    assert training.returncode == -signal.SIGKILL
+
+
+def test_a_worker_heeds_its_parent_alone():
+    worker = get_context('fork').Process(target=time.sleep, args=(60,), daemon=True)
+    with InterruptHook().listening():
+        worker.start()
+        subprocess.run(['kill', str(worker.pid)], check=True)
+        worker.join(0.5)
+        assert worker.is_alive()
+        worker.terminate()
+        worker.join(10)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.slow
