@@ -1,13 +1,17 @@
+import ast
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / 'tools/make_digit_scenes.py'
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools/make_digit_scenes.py'
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
@@ -51,6 +55,19 @@ def test_missing_package(tmp_path, monkeypatch):
     result = run(tmp_path / 'out')
     assert result.returncode == 1
     assert "sklearn is missing: pip install 'mmvig[digits]'" in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_the_extra_brings_what_is_imported():
+    imported = set()
+    for file in (TOOL, *(ROOT / 'mmvig/datasets').glob('*.py')):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.partition('.')[0] for name in names}
+    imported -= sys.stdlib_module_names | {'mmvig', 'numpy', 'rich'}  # mmvig asks for these two always
+    found = packages_distributions()
+    extra = re.search(r'^digits = \[(.+)\]$', (ROOT / 'pyproject.toml').read_text(), re.MULTILINE)[1]
+    assert set(re.findall(r"'([\w-]+)'", extra)) == {found[name][0].lower() for name in imported}
 
 
 @pytest.fixture
