@@ -17,11 +17,6 @@ from torch import Tensor
 
 from . import chunked, reference
 
-try:
-    from . import triton
-except ImportError:
-    triton = None
-
 __all__ = ['bigla', 'debug']
 
 _IMPLS = ('triton', 'chunked', 'reference')
@@ -88,6 +83,8 @@ def bigla(
     elif impl == 'triton' and (reason := _unserved(q, k, v, g_fwd, g_bwd)):
         raise ValueError(f"impl='triton' cannot serve these arguments: {reason}; impl='chunked' can")
     if impl == 'triton':
+        from . import triton
+
         return triton.bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits=gate_logits)
     if gate_logits:
         dtype = torch.promote_types(g_fwd.dtype, torch.float32)
@@ -112,7 +109,11 @@ def debug(enabled: bool = True) -> Iterator[None]:
 
 def _unserved(*args: Tensor) -> str | None:
     """Why the Triton kernels do not take these arguments; None where they do."""
-    return 'Triton is not installed' if triton is None else triton.unsupported(*args)
+    try:
+        from . import triton  # only here, where a GPU asks for it: the import takes a quarter of a second
+    except ImportError as error:
+        return f'Triton cannot be imported ({error})'
+    return triton.unsupported(*args)
 
 
 def _triton_serves(*args: Tensor) -> bool:

@@ -195,6 +195,13 @@ def test_compile(make_inputs, run):
             assert a.equal(b)
 
 
+def test_compile_the_public_operator(make_inputs):
+    inputs = make_inputs(1, 20, 1, 16, 16, dtype=torch.float32)
+    compiled = torch.compile(bigla, fullgraph=True, backend='aot_eager')
+    for kwargs in ({'impl': 'triton'}, {'impl': 'triton', 'gate_logits': True}, {}):
+        torch.testing.assert_close(compiled(*inputs, **kwargs), bigla(*inputs, **kwargs))
+
+
 def test_export(make_inputs):
     class Model(torch.nn.Module):
         def forward(self, *inputs):

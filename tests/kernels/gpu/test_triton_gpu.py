@@ -205,6 +205,22 @@ def test_compile(dynamic, make, run):
         assert all(a.equal(b) for a, b in zip(run(compiled, inputs), run(step, inputs)))
 
 
+def test_the_public_operator(make, run):
+    """A GPU gets the Triton kernels, compiled whole or not."""
+    inputs = make(1, 300, 2, 16, 32)
+    want = run(ours, inputs)
+    for fn in (bigla, torch.compile(bigla, fullgraph=True)):
+        assert all(a.equal(b) for a, b in zip(run(fn, inputs), want))
+
+
+def test_float64_is_chunked_and_says_so_once(make):
+    inputs = make(1, 30, 1, 4, 4, dtype=torch.float64)
+    with pytest.warns(UserWarning, match='without its Triton kernels, slowly: q must be float32') as said:
+        for _ in range(2):
+            out = bigla(*inputs)
+    assert len(said) == 1 and out.equal(bigla(*inputs, impl='chunked'))
+
+
 def test_export(make):
     class Model(torch.nn.Module):
         def forward(self, *inputs):
