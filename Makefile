@@ -34,13 +34,14 @@ ifndef BEGAN
 endif
 say = @t=$$(( $$(date +%s) - $(BEGAN) )); printf '\n[%d:%02d] %s\n' $$(( t / 60 )) $$(( t % 60 )) '$(1)'
 
-.PHONY: help env quickstart quickstart-short test test-all lint format clean python FORCE
+.PHONY: help env quickstart quickstart-short test test-all test-gpu lint format clean python FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make quickstart   from a fresh clone to a trained detector, its AP and pictures of what it sees'
 	@echo 'make test         the fast tests'
 	@echo 'make test-all     all tests'
+	@echo 'make test-gpu     the tests that need a GPU, and the kernels under compute-sanitizer where it is installed'
 	@echo 'make lint         style, spelling and house rules; make format repairs the style'
 	@echo 'make env          only the environment, in $(ENV)'
 	@echo 'make clean        removes the environment and what was built; data/ and work_dirs/ stay'
@@ -105,6 +106,13 @@ test: env
 
 test-all: env
 	$(PY) -m pytest -n 2
+
+test-gpu: env
+	@$(PY) -c "import torch, sys; sys.exit(not torch.cuda.is_available() and 'torch sees no GPU: see python tools/doctor.py')"
+	$(PY) -m pytest -m gpu
+	@if command -v compute-sanitizer > /dev/null; then set -x; \
+	  compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q -m gpu tests/kernels/gpu -k 'gates and 300 or strides'; \
+	  else echo 'compute-sanitizer is not installed: left out'; fi
 
 lint: env
 	$(PY) -m ruff check .

@@ -32,8 +32,8 @@ class Config(NamedTuple):
 
 
 # By dtype and block(K). Where four warps meet a dot of 64 rows or more, Triton takes Hopper's wgmma, with which 3.6 gave
-# wrong sums and illegal addresses in these kernels: chunks are shorter, and the states' dots of block(K) rows have fewer
-# warps. One warp less than needed in the others, and ptxas spills everything (thousands of bytes of stack).
+# wrong sums and illegal addresses in these kernels: chunks are shorter than that, and the states' dots, of block(K) rows,
+# have two warps. One warp less than needed in the others, and ptxas spills everything (thousands of bytes of stack).
 TABLE = {
     torch.bfloat16: {
         16: Config(32, 64, 1, 1, 1, 96),
