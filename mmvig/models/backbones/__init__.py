@@ -1,4 +1,5 @@
 from .vig import ViG
+from .vig_adapter import ViGAdapter
 from .vigh import ViGH
 
-__all__ = ['ViG', 'ViGH']
+__all__ = ['ViG', 'ViGAdapter', 'ViGH']

@@ -55,7 +55,7 @@ def resolve_out_indices(out_indices: int | Sequence[int], num: int, what: str) -
 
 
 class LinearBackbone(BaseModule):
-    """Base of `ViG` and `ViGH`; see there for the arguments.
+    """Base of `ViG` (and so of `ViGAdapter`) and `ViGH`; see there for the arguments.
 
     Attributes:
         out_indices: the requested outputs, ascending.
@@ -106,11 +106,11 @@ class LinearBackbone(BaseModule):
                     module.eval()
         return self
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """`block(x)`, recomputed in the backward pass if `with_cp`."""
+    def run(self, block: nn.Module, *inputs) -> Tensor:
+        """`block(*inputs)`, recomputed in the backward pass if `with_cp`."""
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def tokens(self, image: Tensor) -> Tensor:
         """Checks (B, C, H, W) and returns it as (B, H, W, C), dense in that order.
