@@ -30,6 +30,7 @@ from .primitives import (
     SPAN,
     any_hard,
     block,
+    ceil_div,
     config,
     dot,
     gate_grad,
@@ -264,7 +265,7 @@ def launch_backward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
-    NT = triton.cdiv(L, C)
+    NT = ceil_div(L, C)
     N = B * NT * H
     dq, dk, dgf, dgb = (x.new_empty(B, L, H, K) for x in (q, k, g_fwd, g_bwd))
     dv = v.new_empty(B, L, H, V)
@@ -278,7 +279,7 @@ def launch_backward(
     dstate = state
     if not one:
         dstate = torch.empty_like(state)
-        state_kernel[2 * N, triton.cdiv(V, cfg.BV)](
+        state_kernel[2 * N, ceil_div(V, cfg.BV)](
             q, do, gf, gb, dstate, total, q_s, do_s, gf_s, gb_s, scale / 2, L, NT, H,
             GRAD=True, num_warps=cfg.state_warps, num_stages=1, **tile,
         )  # fmt: skip

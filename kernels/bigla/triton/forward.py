@@ -27,6 +27,7 @@ from .primitives import (
     Config,
     any_hard,
     block,
+    ceil_div,
     config,
     decay,
     dot,
@@ -281,7 +282,7 @@ def launch_forward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
-    NT = triton.cdiv(L, C)
+    NT = ceil_div(L, C)
     N = B * NT * H
     o = v.new_empty(B, L, H, V)
     state, total, hard = buffers(q, v, NT, one)
@@ -292,7 +293,7 @@ def launch_forward(
     q, k, v, gf, gb = (rows(x, C) for x in (q, k, v, g_fwd, g_bwd))
     q_s, k_s, v_s, gf_s, gb_s, o_s = (token_strides(x) for x in (q, k, v, gf, gb, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
-    slices = triton.cdiv(V, cfg.BV)
+    slices = ceil_div(V, cfg.BV)
     if not one:
         state_kernel[2 * N, slices](
             k, v, gf, gb, state, total, k_s, v_s, gf_s, gb_s, 1.0, L, NT, H,
@@ -315,9 +316,9 @@ def launch_forward(
 def scan(state: Tensor, total: Tensor, B: int, NT: int, H: int, K: int, V: int, cfg: Config, grad: bool) -> None:
     COLS = min(cfg.scan_block, block(V))
     ROWS = min(cfg.scan_block // COLS, block(K))
-    slices = triton.cdiv(K, ROWS) * triton.cdiv(V, COLS)
+    slices = ceil_div(K, ROWS) * ceil_div(V, COLS)
     segment = cfg.scan_segment if NT // cfg.scan_segment > 1 else NT
-    NS = triton.cdiv(NT, segment)
+    NS = ceil_div(NT, segment)
     part, part_total = (total.new_empty(B * H * 2 * NS * size) for size in (K * V, K))
     for store in (False, True) if NS > 1 else (True,):
         scan_kernel[slices * 2 * NS * B * H,](

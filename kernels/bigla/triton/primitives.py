@@ -31,9 +31,9 @@ class Config(NamedTuple):
     scan_segment: int = 32  # chunks that a program of the scan takes where there are more than twice as many
 
 
-# By dtype and block(K). Where four warps meet a dot of 64 rows or more, Triton takes Hopper's wgmma, with which 3.6 gave
-# wrong sums and illegal addresses in these kernels: chunks are shorter than that, and the states' dots, of block(K) rows,
-# have two warps. One warp less than needed in the others, and ptxas spills everything (thousands of bytes of stack).
+# By dtype and block(K). Where four warps meet a dot of 64 rows or more, Triton takes Hopper's wgmma, with which 3.6
+# gave wrong sums and illegal addresses in these kernels: chunks are shorter, and the states' dots, of block(K) rows,
+# have two warps. One warp less than needed in the others, and ptxas spills everything (kilobytes of stack).
 TABLE = {
     torch.bfloat16: {
         16: Config(32, 64, 1, 1, 1, 96),
@@ -57,6 +57,10 @@ TABLE = {
         256: Config(16, 16, 2, 8, 8),
     },
 }
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)  # `triton.cdiv` takes a microsecond, which launches of tens of them feel
 
 
 def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
