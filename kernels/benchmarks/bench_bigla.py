@@ -6,7 +6,8 @@
 Peers: `chunk_gla` of flash-linear-attention on inputs flipped and concatenated (where it is installed), softmax
 attention of 64-wide heads by each of PyTorch's backends, and the floor: a copy that moves every tensor of the call
 once. Ours is checked first, against `chunked` in float64 and that against `reference` up to 4,096 tokens; a shape that
-is wrong leaves no rows. `plot_bigla.py` draws them. Each implementation runs in a process of its own, so that none can take the others down.
+is wrong leaves no rows. Each implementation runs in a process of its own, so that none can take the others down.
+`plot_bigla.py` draws the rows.
 
 A time is that of one call among many in a row, over as many sets of inputs as exceed the L2 cache. `--kernels` times
 ours kernel by kernel, for several tile sizes and warps.

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PLOT = Path(__file__).parents[2] / 'kernels/benchmarks/plot_bigla.py'
-COLUMNS = 'date,gpu,torch,triton,B,nh,L,K,V,dtype,impl,mode,launch,p50_us'.split(',')
+COLUMNS = ['date', 'gpu', 'torch', 'triton', 'B', 'nh', 'L', 'K', 'V', 'dtype', 'impl', 'mode', 'launch', 'p50_us']
 
 
 def plot(*args) -> subprocess.CompletedProcess:
