@@ -1,6 +1,14 @@
 from mmvig.engine.interrupt import Interrupted, InterruptHook
+from mmvig.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from mmvig.engine.progress import ProgressHook
 from mmvig.engine.resume import ResumeHook
 from mmvig.engine.runner import Runner
 
-__all__ = ['InterruptHook', 'Interrupted', 'ProgressHook', 'ResumeHook', 'Runner']
+__all__ = [
+    'InterruptHook',
+    'Interrupted',
+    'LayerDecayOptimWrapperConstructor',
+    'ProgressHook',
+    'ResumeHook',
+    'Runner',
+]

@@ -1,0 +1,3 @@
+_base_ = './vig-gla-tiny.py'
+
+model = dict(backbone=dict(arch='base'), head=dict(in_channels=768))

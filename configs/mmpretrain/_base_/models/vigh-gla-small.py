@@ -1,0 +1,3 @@
+_base_ = './vigh-gla-tiny.py'
+
+model = dict(backbone=dict(arch='small'))

@@ -1,0 +1,19 @@
+# Mask2Former with ViG-H-T on ADE20K; mmdet has its parts.
+_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmvig.ViGH',
+        arch='tiny',
+        init_cfg=dict(
+            type='Pretrained', checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_h_t_82p8acc.pth'
+        ),
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(
+    constructor='mmvig.LayerDecayOptimWrapperConstructor',
+    # Mask2Former's own tenth for the whole backbone; vectors without weight decay
+    paramwise_cfg=dict(layer_decay_rate=1.0, custom_keys=dict(backbone=dict(_delete_=True, lr_mult=0.1))),
+)
