@@ -51,7 +51,7 @@ def image(height: int, width: int) -> torch.Tensor:
 
 def gap(ours: torch.Tensor, theirs: np.ndarray) -> float:
     theirs = torch.from_numpy(theirs)
-    return float((ours.detach().double() - theirs.double()).norm() / theirs.double().norm())
+    return float((ours.detach().cpu().double() - theirs.double()).norm() / theirs.double().norm())
 
 
 CASES = sorted(path.stem.removeprefix('g_') for path in REFERENCE.glob('g_*.npz'))
@@ -67,20 +67,23 @@ def test_all_files_are_there():
     assert len(CASES) == 5
 
 
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 @pytest.mark.parametrize('name', CASES)
-def test_classifier(name):
-    """Logits in eval mode, logits in train mode and every parameter's gradient."""
+def test_classifier(name, device, monkeypatch):
+    """Logits in eval mode, logits in train mode and every parameter's gradient; on a GPU by the Triton kernels."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     model, height, width, want = case(name)
-    net = Classifier(backbone(model, out_indices=-1, drop_path_rate=0.0))
+    net = Classifier(backbone(model, out_indices=-1, drop_path_rate=0.0)).to(device)
     renamed = rename_published(published(model))
     net.load_state_dict(renamed)  # strict
+    images = image(height, width).to(device)
 
     with torch.no_grad():
-        assert gap(net.eval()(image(height, width)), want['logits']) < TOLERANCE
-    logits = net.train()(image(height, width))
+        assert gap(net.eval()(images), want['logits']) < TOLERANCE
+    logits = net.train()(images)
     assert gap(logits, want['train_logits']) < TOLERANCE
 
-    (logits * torch.from_numpy(golden.inputs(7, (2, 1000)))).sum().backward()
+    (logits * torch.from_numpy(golden.inputs(7, (2, 1000))).to(device)).sum().backward()
     params = dict(net.named_parameters())
     assert len(params) == len(renamed)
     names = dict(zip(published(model), renamed, strict=True))

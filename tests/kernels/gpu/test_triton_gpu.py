@@ -181,6 +181,18 @@ def test_batch_invariance(make):
         assert ours(*(x[b : b + 1, :, h : h + 1] for x in inputs)).equal(whole[b : b + 1, :, h : h + 1])
 
 
+@pytest.mark.parametrize('L', [43_884, 67_200])
+def test_long_sequences(L, make, run, errors):
+    """The oracle is `chunked` in float64, which equals the recurrence wherever that is short enough to run."""
+    inputs = make(1, L, 3, 16, 32)
+    got = run(ours, inputs)
+    assert all(x.isfinite().all() for x in got)
+    want = run(lambda *x: chunked.bigla(*x, 0.25), [x.detach().double().requires_grad_() for x in inputs])
+    mine, peer = errors(got, want), errors(run(lambda *x: chunked.bigla(*x, 0.25), inputs), want)
+    worst = {name: (mine[name], peer[name]) for name in mine if mine[name] > 2 * peer[name] + ROUNDING[BF16]}
+    assert not worst, worst
+
+
 def test_beyond_int32():
     """More than 2^31 elements: the last sample comes out as it does alone."""
     if torch.cuda.get_device_properties(0).total_memory < 64 * 2**30:
