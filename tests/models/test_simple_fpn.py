@@ -74,9 +74,11 @@ def test_init_cfg_is_used():
     assert (neck.levels[0][1].weight == 0.5).all()
 
 
-def test_fewer_outputs_than_levels_are_refused():
+def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match='num_outs=3 must be 4'):
         SimpleFPN(32, 16, num_outs=3)
+    with pytest.raises(ValueError, match='in_channels=32, but the last map has 48'):
+        SimpleFPN(32, 16, num_outs=4)([torch.rand(1, 48, 2, 2)])
 
 
 def test_mask_rcnn_trains(mask_rcnn_step):

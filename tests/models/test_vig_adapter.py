@@ -78,6 +78,11 @@ def test_padding_stays_inside():
         assert torch.equal(out, padded[:, :, :height, :width])
 
 
+def test_batch_statistics_leave_the_padding_out():
+    for out in nano().train()(torch.randn(2, 3, 75, 117)):
+        torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-5)
+
+
 def block_outputs(net: ViG, image: torch.Tensor) -> list[torch.Tensor]:
     kept = []
     hooks = [block.register_forward_hook(lambda _, inputs, out: kept.append(out.clone())) for block in net.blocks]

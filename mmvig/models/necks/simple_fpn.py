@@ -25,7 +25,7 @@ class SimpleFPN(BaseModule):
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        ValueError: fewer than 4 outputs.
+        ValueError: fewer than 4 outputs, or a map of another width.
 
     Example:
         >>> [tuple(x.shape[2:]) for x in SimpleFPN(192, 256, num_outs=5)((torch.rand(1, 192, 14, 21),))]
@@ -42,7 +42,7 @@ class SimpleFPN(BaseModule):
         if num_outs < 4:
             raise ValueError(f'num_outs={num_outs} must be 4 (strides 4 to 32) or more')
         super().__init__(init_cfg)
-        dims = in_channels if isinstance(in_channels, int) else in_channels[-1]
+        self.in_channels = dims = in_channels if isinstance(in_channels, int) else in_channels[-1]
         self.num_outs = num_outs
 
         def enlarge(ins: int, outs: int) -> nn.Module:
@@ -68,7 +68,12 @@ class SimpleFPN(BaseModule):
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps the last of `inputs`, (B, C, h, w), to (B, out_channels, ...) with 4h, 2h, h, ceil(h/2), ... rows."""
-        outs = [level(inputs[-1]) for level in self.levels]
+        x = inputs[-1]
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'in_channels={self.in_channels}, but the last map has {x.shape[1]} channels: {tuple(x.shape)}'
+            )
+        outs = [level(x) for level in self.levels]
         while len(outs) < self.num_outs:
             outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
         return tuple(outs)
