@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 import mmvig  # noqa: F401  makes MMEngine read published files
 from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.models import ViG, ViGAdapter
-from mmvig.models.checkpoints import rename_published
+from mmvig.models.checkpoints import rename_published, resize_pos_embed
 from mmvig.models.layers import DeformableAttention, Injector
 
 KEYS = json.loads((Path(__file__).parents[2] / 'tests/reference/keys.json').read_text())
@@ -111,6 +111,38 @@ def test_tokens_are_those_of_vig_at_initialisation(arch):
     torch.nn.init.constant_(net.injectors[1].gamma, 0.1)
     opened, span = block_outputs(net, image), len(plain.blocks) // 4
     assert [torch.equal(a, b) for a, b in zip(opened, want, strict=True)] == [True] * span + [False] * 3 * span
+
+
+def test_forward_is_that_of_the_paper():
+    """Sections 3.3 and 3.4 of arXiv 2205.08534, level by level, for an image that needs no padding."""
+    net, image = nano().double().eval(), torch.randn(2, 3, 64, 96, dtype=torch.double)
+    grids, coarse = [(8, 12), (4, 6), (2, 3)], (4, 6)
+
+    def attend(part, query, values, query_grids, value_grids):
+        return part.attention(part.query_norm(query), part.value_norm(values), query_grids, value_grids)
+
+    def feed(ffn, tokens):
+        maps = [x.mT.unflatten(2, grid) for x, grid in zip(ffn.fc1(tokens).split([96, 24, 6], dim=1), grids)]
+        return ffn.fc2(F.gelu(torch.cat([ffn.conv(x).flatten(2).mT for x in maps], dim=1)))
+
+    prior = [image]
+    for stage in net.spatial_prior.stages:
+        prior.append(stage(prior[-1]))
+    c1, c2, c3, c4 = (proj(x) for proj, x in zip(net.spatial_prior.projs, prior[1:], strict=True))
+    c = torch.cat([x.flatten(2).mT + net.level_embed[i] for i, x in enumerate((c2, c3, c4))], dim=1)
+    x = net.stem(image.permute(0, 2, 3, 1)) + resize_pos_embed(net.pos_embed, coarse)
+    for injector, block, extractors in zip(net.injectors, net.blocks, net.extractors, strict=True):
+        tokens = x.flatten(1, 2)
+        x = (tokens + injector.gamma * attend(injector, tokens, c, [coarse], grids)).unflatten(1, coarse)
+        x = block(x)
+        for extractor in extractors:
+            c = c + attend(extractor, c, x.flatten(1, 2), grids, [coarse])
+            c = c + feed(extractor.ffn, extractor.ffn_norm(c))
+    c2, c3, c4 = (level.mT.unflatten(2, grid) for level, grid in zip(c.split([96, 24, 6], dim=1), grids, strict=True))
+    c1 = c1 + net.upsample(c2)
+    for i, (out, level, factor) in enumerate(zip(net(image), (c1, c2, c3, c4), (4, 2, 1, 0.5), strict=True)):
+        level = level + F.interpolate(x.permute(0, 3, 1, 2), scale_factor=factor, mode='bilinear')
+        torch.testing.assert_close(out, getattr(net, f'out_norm{i}')(level))
 
 
 def test_out_indices():
