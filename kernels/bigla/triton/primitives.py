@@ -1,5 +1,6 @@
 """What the forward and the backward share: tiles, gates, dot operands, and the tuning table."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -60,15 +61,16 @@ TABLE = {
 
 
 def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)  # `triton.cdiv` takes a microsecond, which launches of tens of them feel
+    return -(-a // b)  # `triton.cdiv` and `next_power_of_2` take microseconds; a launch takes tens
 
 
 def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
     """Tokens a chunk: the table's, or fewer where that holds all; a symbolic L takes the table's."""
     C = TABLE[dtype][block(K)].C
-    return max(16, triton.next_power_of_2(L)) if isinstance(L, int) and L < C else C
+    return block(L) if isinstance(L, int) and L < C else C
 
 
+@functools.cache
 def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
     """The table's entry, with fewer warps where the chunk is shorter than there."""
     entry = TABLE[dtype][block(K)]
@@ -84,7 +86,7 @@ def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
 
 def block(width: int) -> int:
     """Columns of the tile that holds `width` of them: a power of two that `tl.dot` takes."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def precision(dtype: torch.dtype) -> tuple[str, float | None]:
