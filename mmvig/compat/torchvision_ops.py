@@ -590,7 +590,8 @@ def _attend(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, a
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     value, sampling_locations, attention_weights = _wide(value, sampling_locations, attention_weights)
-    return multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
+    sizes = spatial_shapes.tolist()  # read from a GPU once; it would be several times a level
+    return multi_scale_deformable_attn_pytorch(value, sizes, sampling_locations, attention_weights)
 
 
 # What mmcv reports about its build
