@@ -136,6 +136,18 @@ def test_one_step_moves_each_layer_by_its_rate():
         assert moved == pytest.approx(LR * RATE**steps, rel=1e-3)
 
 
+def test_an_optimizer_without_weight_decay():
+    model = build('mmpretrain', classifier(VIG, 16))
+    cfg = dict(
+        constructor='mmvig.LayerDecayOptimWrapperConstructor',
+        optimizer=dict(type='SGD', lr=LR),
+        paramwise_cfg=dict(layer_decay_rate=RATE, custom_keys=dict(backbone=dict(lr_mult=0.1))),
+    )
+    groups = build_optim_wrapper(model, cfg).optimizer.param_groups
+    assert min(group['lr'] for group in groups) == pytest.approx(LR * 0.1 * RATE**4)
+    assert {group['weight_decay'] for group in groups} == {0}
+
+
 @pytest.mark.parametrize('rate', [0, -0.5, 1.5, '0.9', None])
 def test_rate_out_of_range(rate):
     with pytest.raises(ValueError, match=f'layer_decay_rate={rate!r} must be a number above 0 and at most 1'):
