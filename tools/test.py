@@ -19,7 +19,7 @@ from mmvig.engine.settings import SetupError
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the address of an installed one: mmdet::retinanet/...py')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/<config name>)')
     parser.add_argument(
@@ -44,6 +44,7 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override settings of the config; a plus adds one that the config does not spell out: +KEY=VALUE',
     )
+    settings.add_swap_arguments(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -54,7 +55,13 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         cfg = settings.load_config(
-            args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+            args.config,
+            options=args.cfg_options,
+            work_dir=args.work_dir,
+            launcher=args.launcher,
+            backbone=args.backbone,
+            undilate=args.undilate,
+            say=say,
         )
         settings.set_dataloader_defaults(cfg)
         cfg.load_from, cfg.resume = args.checkpoint, False
@@ -72,10 +79,20 @@ def main() -> None:
         sys.exit(f'{error}')
     except KeyboardInterrupt:
         sys.exit(130)
-    if os.environ.get('RANK', '0') == '0':
+    if is_first():
         Console().print(metrics_table(metrics) if metrics else 'The metrics are empty: the model found nothing.')
         if args.out and args.out.endswith('.json'):
             dump(metrics, args.out)
+
+
+def say(line: str) -> None:
+    if is_first():
+        print(line)
+
+
+def is_first() -> bool:
+    """Whether this is the process of a distributed run that speaks."""
+    return os.environ.get('RANK', '0') == '0'
 
 
 if __name__ == '__main__':

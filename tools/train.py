@@ -17,7 +17,7 @@ from mmvig.engine.settings import SetupError
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the address of an installed one: mmdet::retinanet/...py')
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
     parser.add_argument(
         '--resume',
@@ -44,6 +44,7 @@ def parse_args() -> argparse.Namespace:
         help='override settings of the config, train_cfg.max_epochs=2 model.backbone.out_indices="[0,1]"; '
         'a plus adds one that the config does not spell out: +model.backbone.with_cp=True',
     )
+    settings.add_swap_arguments(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -54,7 +55,13 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         cfg = settings.load_config(
-            args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+            args.config,
+            options=args.cfg_options,
+            work_dir=args.work_dir,
+            launcher=args.launcher,
+            backbone=args.backbone,
+            undilate=args.undilate,
+            say=say,
         )
         settings.set_dataloader_defaults(cfg)
         if args.amp:

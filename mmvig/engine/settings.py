@@ -2,8 +2,9 @@
 
 import inspect
 import os
-from argparse import ArgumentTypeError
-from collections.abc import Iterator
+import warnings
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.hub import get_config
 from mmengine.runner import Runner
+
+from mmvig.apis.swap_backbone import BACKBONES, swap_backbone
+from mmvig.engine.config_diff import compare, parse
 
 __all__ = [
     'SetupError',
+    'add_swap_arguments',
     'key_value',
     'load_config',
     'merge_options',
@@ -50,21 +56,73 @@ def key_value(text: str) -> str:
     return text
 
 
-def load_config(path: str, *, options: dict[str, Any] | None, work_dir: str | None, launcher: str) -> Config:
-    """Reads a config file, merges `--cfg-options` into it and decides where the run writes.
+def add_swap_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument('--backbone', metavar='NAME', help=f'put this backbone into the config: {", ".join(BACKBONES)}')
+    parser.add_argument(
+        '--undilate',
+        action='store_true',
+        help='with --backbone: take maps of strides 4 to 32 in place of dilated ones, where the heads allow it',
+    )
 
-    `work_dir`: the argument, else the config's own, else `work_dirs/<name of the config file>`.
+
+def load_config(
+    path: str,
+    *,
+    options: dict[str, Any] | None,
+    work_dir: str | None,
+    launcher: str,
+    backbone: str | None = None,
+    undilate: bool = False,
+    say: Callable[[str], None] = print,
+) -> Config:
+    """Reads a config, puts `backbone` into it, merges `--cfg-options` and decides where the run writes.
+
+    `path`: a file, or an address among the configs of an installed package, `mmdet::retinanet/...py`.
+    `backbone`: see `swap_backbone`; `say` is told what that changes.
+    `work_dir`: the argument, else the config's own, else `work_dirs/<name of the config file>`, with the backbone's
+    name at its end.
 
     Raises:
-        SetupError: there is no such file, or see `merge_options`.
+        SetupError: there is no such file, the config does not take the backbone, or see `merge_options`.
     """
-    if not os.path.isfile(path):
-        raise SetupError(f'config: there is no file {path} in {os.getcwd()}.')
-    cfg = Config.fromfile(path)
+    cfg = _read_config(path)
+    if backbone is not None:
+        cfg = _swap(cfg, backbone, undilate, say)
+    elif undilate:
+        raise SetupError('--undilate: this is about exchanging the backbone; add --backbone.')
     cfg.launcher = launcher
     merge_options(cfg, options or {})
-    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
+    name = Path(path).stem + (f'_{backbone}' if backbone else '')
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     return cfg
+
+
+def _read_config(path: str) -> Config:
+    if '::' in path:
+        package, _, address = path.partition('::')
+        try:
+            return get_config(path)
+        except (AssertionError, FileNotFoundError, ImportError) as error:
+            raise SetupError(f'config: {package} has no config {address}: {error}') from error
+    if not os.path.isfile(path):
+        raise SetupError(f'config: there is no file {path} in {os.getcwd()}.')
+    return Config.fromfile(path)
+
+
+def _swap(cfg: Config, backbone: str, undilate: bool, say: Callable[[str], None]) -> Config:
+    try:
+        with warnings.catch_warnings(record=True) as notices:
+            warnings.simplefilter('always')
+            swapped = swap_backbone(cfg, backbone, undilate=undilate)
+    except ValueError as error:
+        raise SetupError(f'--backbone: {error}') from error
+    say(f'With {backbone} for its backbone, the config changes:')
+    for name, (before, after) in compare(parse(cfg.pretty_text), swapped).items():
+        say(f'  {name}: {before} -> {after}')
+    for notice in notices:
+        if notice.category is UserWarning:
+            say(f'Note: {notice.message}.')
+    return swapped
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
