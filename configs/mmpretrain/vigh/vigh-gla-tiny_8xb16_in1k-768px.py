@@ -1,6 +1,6 @@
 # For tools/test.py alone: ViG-H-T at 768 pixels with weights trained at 224.
 _base_ = [
     '../_base_/models/vigh-gla-tiny.py',
-    '../_base_/datasets/imagenet_bs16_test_768.py',
+    '../_base_/datasets/imagenet_bs16_eval_768.py',
     'mmpretrain::_base_/default_runtime.py',
 ]

@@ -1,6 +1,6 @@
 # For tools/test.py alone: ViG-H-T at 384 pixels with weights trained at 224.
 _base_ = [
     '../_base_/models/vigh-gla-tiny.py',
-    '../_base_/datasets/imagenet_bs64_test_384.py',
+    '../_base_/datasets/imagenet_bs64_eval_384.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
