@@ -1,0 +1,140 @@
+"""FLOPs: the operator's formula against what runs, known models, parts that sum up, and linear growth."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+import torchvision
+from mmengine.config import ConfigDict
+from torch.utils.flop_counter import FlopCounterMode
+
+import bigla.chunked
+import bigla.reference
+import mmvig  # noqa: F401
+from mmvig.apis.flops import FORMULAS, bigla_flops, config_flops, count_flops, zoo_flops
+from mmvig.engine.settings import SetupError
+from mmvig.models import ViG, ViGH
+from mmvig.models.layers import mixer
+
+ROW = 'B, L, nh, K, V'
+SMALL = dict(embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), drop_path_rate=0.0)
+
+
+def inputs(B, L, nh, K, V):
+    q, k, g_fwd, g_bwd = (torch.zeros(B, L, nh, K) for _ in range(4))
+    return q, k, torch.zeros(B, L, nh, V), g_fwd, g_bwd
+
+
+def outer_product(a, b, *, out_shape):
+    """k v^T, which the reference takes as a product of (B, nh, K, 1) and (B, nh, 1, V)."""
+    is_outer = isinstance(b, tuple) and a[3:] == (1,) and b[2:3] == (1,)
+    return 2 * math.prod(out_shape) if is_outer else 0
+
+
+def counted(implementation, *shape):
+    formulas = {**FORMULAS, torch.ops.aten.mul: outer_product}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        implementation.bigla(*inputs(*shape), 1.0)
+    return counter.get_total_flops() // 2  # it counts two operations a multiply-add
+
+
+@pytest.mark.parametrize(ROW, [(1, 1, 1, 2, 3), (2, 7, 3, 4, 8), (1, 40, 2, 16, 32)])
+def test_recurrence_is_what_the_reference_does(B, L, nh, K, V):
+    found = counted(bigla.reference, B, L, nh, K, V)
+    assert bigla_flops((B, L, nh, K), (B, L, nh, V)) == found == 4 * B * L * nh * K * V
+
+
+@pytest.mark.parametrize(
+    ROW, [(2, 1, 1, 4, 4), (1, 20, 3, 16, 32), (2, 196, 3, 32, 64), (1, 513, 2, 8, 12), (1, 5000, 1, 4, 6)]
+)
+def test_chunked_is_what_the_chunks_do(B, L, nh, K, V):
+    assert bigla_flops((B, L, nh, K), (B, L, nh, V), 'chunked') == counted(bigla.chunked, B, L, nh, K, V)
+
+
+def test_unknown_form():
+    with pytest.raises(ValueError, match="form must be one of .*'chunked'.*got 'parallel'"):
+        bigla_flops((1, 1, 1, 1), (1, 1, 1, 1), 'parallel')
+
+
+@pytest.mark.parametrize('form', ['recurrence', 'chunked'])
+def test_model_counts_as_it_runs(form):
+    """The operator in its place, in a model on the CPU, adds what its formula says to everything else."""
+    model, image = ViGH(SMALL).eval(), torch.rand(1, 3, 64, 96)
+    counts = count_flops(model, partial(model, image), form)
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.no_grad():
+        model(image)  # through the products of the chunks
+    tokens = [16 * 24, 8 * 12, 4 * 6, 2 * 3]
+    shapes = [((1, L, nh, 8), (1, L, nh, 16)) for L, nh in zip(tokens, SMALL['num_heads'])]
+    assert counts.bigla == sum(bigla_flops(*shape, form) for shape in shapes)
+    chunks = sum(bigla_flops(*shape, 'chunked') for shape in shapes)
+    assert counts.flops - counts.bigla == counter.get_total_flops() // 2 - chunks
+    assert mixer.bigla is bigla.bigla and not any('forward' in vars(module) for module in model.modules())
+
+
+def test_meta_counts_as_cpu():
+    counts = []
+    for device in ('cpu', 'meta'):
+        with torch.device(device):
+            model = ViG(dict(embed_dims=32, depth=2, num_heads=2, act=True, drop_path_rate=0.0)).eval()
+            counts.append(count_flops(model, partial(model, torch.zeros(1, 3, 32, 48))))
+    assert counts[0] == counts[1] and counts[0].bigla > 0
+
+
+def test_zoo():
+    small, wide = zoo_flops((224, 224)), zoo_flops((224, 448))
+    assert list(small) == [f'{kind}-gla-{arch}' for kind in ('vig', 'vigh') for arch in ('tiny', 'small', 'base')]
+    assert [f'{count.flops / 1e9:.1f}' for count in small.values()] == ['1.2', '4.5', '17.5', '4.5', '8.8', '15.6']
+    assert [f'{count.params / 1e6:.1f}' for count in small.values()] == ['5.6', '22.2', '88.3', '27.8', '49.3', '87.9']
+    for name, count in small.items():
+        assert wide[name].flops == 2 * count.flops and wide[name].bigla == 2 * count.bigla  # linear in the pixels
+
+
+class Odd(nn.Module):
+    """Calls parts as detectors do: past `__call__`, and through methods of their own."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 4)])
+
+        def forward(self, x):
+            return self.layers[0](x) @ torch.ones(8, 8)
+
+        def predict(self, x):
+            return self.layers[1](self.layers[0](x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.unused, self.no_params = self.Head(), nn.Linear(3, 3), nn.ReLU()
+        self.scale = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x):
+        self.head.forward(x)
+        return self.no_params(self.head.predict(x) @ self.scale)
+
+
+def test_parts():
+    model = Odd()
+    counts = count_flops(model, lambda: model(torch.ones(10, 4)))
+    parts = {part.name: (part.type, part.params, part.flops) for part in counts.parts}
+    assert parts['head'] == ('Head', 76, 10 * (4 * 8 + 8 * 8 + 4 * 8 + 8 * 4))
+    assert parts['unused'] == ('Linear', 12, 0)
+    assert parts['(elsewhere)'] == ('Odd', 16, 10 * 4 * 4)
+    assert len(parts) == 3 and counts.params == 104
+
+
+def test_operators_that_the_counter_does_not_know():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()  # in one fused operator, were it not for us
+    x = torch.rand(1, 5, 8)
+    projections, products = 4 * 5 * 8 * 8, 2 * 5 * 5 * 8
+    assert count_flops(attention, lambda: attention(x, x, x)).flops == projections + products
+    deformable = torchvision.ops.DeformConv2d(4, 6, 3, padding=1)
+    x, offset = torch.rand(1, 4, 5, 7), torch.zeros(1, 18, 5, 7)
+    assert count_flops(deformable, lambda: deformable(x, offset)).flops == 6 * 4 * 9 * 5 * 7
+
+
+def test_config_of_another_library():
+    with pytest.raises(SetupError, match="default_scope must be one of .*'mmseg'.*got 'mmagic'"):
+        config_flops(ConfigDict(default_scope='mmagic', model=dict()))
