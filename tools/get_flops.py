@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.all:
-        print(markdown([zoo_flops(shape, args.form) for shape in ZOO_SHAPES]))
+        print(markdown(zoo_flops(*ZOO_SHAPES, form=args.form)))
         return
     try:
         cfg = load_config(args.config, options=args.cfg_options, work_dir=None, launcher='none')
@@ -84,12 +84,12 @@ def table(counts: Flops, shape: tuple[int, int]) -> Table:
     return table
 
 
-def markdown(counts: list[dict[str, Flops]]) -> str:
+def markdown(counts: dict[str, list[Flops]]) -> str:
     """A row a backbone: its parameters, then its FLOPs at each of `ZOO_SHAPES`."""
     heads = ['backbone', 'parameters (M)', *(f'GFLOPs at {height} x {width}' for height, width in ZOO_SHAPES)]
     rows = [heads, ['---', *['---:'] * (len(heads) - 1)]]
-    for name, first in counts[0].items():
-        rows.append([name, f'{first.params / 1e6:.1f}', *(f'{count[name].flops / 1e9:.1f}' for count in counts)])
+    for name, at_shapes in counts.items():
+        rows.append([name, f'{at_shapes[0].params / 1e6:.1f}', *(f'{count.flops / 1e9:.1f}' for count in at_shapes)])
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 

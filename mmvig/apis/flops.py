@@ -232,12 +232,13 @@ def config_flops(
     return count_flops(model, run, form), shape
 
 
-def zoo_flops(shape: tuple[int, int], form: str = 'recurrence') -> dict[str, Flops]:
-    """Counts the six backbones, by name, on one image of `shape` (height, width), on the meta device: in no time."""
+def zoo_flops(*shapes: tuple[int, int], form: str = 'recurrence') -> dict[str, list[Flops]]:
+    """Counts the six backbones, by name, on one image of each shape (height, width), on the meta device: in no time."""
     counts = {}
     with torch.device('meta'):
         for name, settings in BACKBONES.items():
             if settings['type'] in ('mmvig.ViG', 'mmvig.ViGH'):
                 backbone = MODELS.build(settings).eval()
-                counts[name] = count_flops(backbone, partial(backbone, torch.empty(1, 3, *shape)), form)
+                images = [torch.empty(1, 3, *shape) for shape in shapes]
+                counts[name] = [count_flops(backbone, partial(backbone, image), form) for image in images]
     return counts

@@ -1,4 +1,4 @@
-"""The curves of a training run, from the numbers that MMEngine writes beside its log."""
+"""The curves of one or more training runs, from the numbers that MMEngine writes beside its log."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mmvig.engine.report import main_metrics
 
-__all__ = ['History', 'draw_history', 'read_history']
+__all__ = ['History', 'draw_comparison', 'draw_history', 'read_history']
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C6BB1', '#666666')  # Okabe and Ito's
 AT_MOST = len(COLOURS)
@@ -25,6 +25,12 @@ class History:
     train: list[dict] = field(default_factory=list)
     validation: list[dict] = field(default_factory=list)
     resumed_at: list[int] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """The mean of an iteration's time over what was logged of training; NaN if no time was."""
+        times = [row['time'] for row in self.train if 'time' in row]
+        return float(np.mean(times)) if times else float('nan')
 
 
 def read_history(work_dir: str | os.PathLike) -> History:
@@ -94,14 +100,10 @@ def draw_history(history: History, title: str) -> Figure:
     _curves(axes[-1], history.train, [rate] if rate in names else [], color=COLOURS[0], linewidth=1.6)
     axes[-1].set_ylabel('learning rate')
     axes[-1].ticklabel_format(axis='y', style='sci', scilimits=(-2, 2))
-    axes[-1].set_xlabel('iteration')
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1].set_xlim(left=0)
+    _iterations(axes[-1])
 
     for axis in axes:
-        axis.spines[['top', 'right']].set_visible(False)
-        axis.grid(axis='y', color='#dddddd', linewidth=0.8)
-        axis.set_axisbelow(True)
+        _clean(axis)
         for place in history.resumed_at:
             axis.axvline(place, color='#999999', linewidth=1, linestyle=':')
         if len(axis.lines) > 1 + len(history.resumed_at):
@@ -109,6 +111,60 @@ def draw_history(history: History, title: str) -> Figure:
     for place in history.resumed_at:
         axes[0].annotate('resumed', (place, 1), xycoords=('data', 'axes fraction'), fontsize=8, color='#777777')
     return figure
+
+
+def draw_comparison(histories: dict[str, History], keys: list[str] | None = None) -> Figure:
+    """One panel a quantity, beside one another, and in each a curve a run, over iterations.
+
+    Args:
+        histories: by the name that the legend gives a run.
+        keys: quantities of training or validation by the name under which they are logged, such as 'loss', 'lr' or
+            'coco/bbox_mAP'; by default the loss and the validations' metrics, up to `AT_MOST` in all.
+
+    Raises:
+        ValueError: a key that no run logged.
+    """
+    logged = {name: _quantities(history) for name, history in histories.items()}
+    known = list(dict.fromkeys(key for quantities in logged.values() for key in quantities))
+    if unknown := [key for key in keys or () if key not in known]:
+        raise ValueError(f'keys: no run logged {", ".join(unknown)}; there is {", ".join(known)}.')
+    metrics = _metric_names([row for history in histories.values() for row in history.validation])
+    keys = keys or [key for key in ('loss', *metrics) if key in known][:AT_MOST]
+    columns = min(len(keys), 3)
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(4.6 * columns, 0.5 + 3.4 * rows), dpi=120, layout='constrained')
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, key in zip(axes, keys):
+        for i, (name, quantities) in enumerate(logged.items()):
+            if key in quantities:
+                linestyle = ('-', '--', ':')[i // AT_MOST % 3]
+                _curves(axis, quantities[key], [key], color=COLOURS[i % AT_MOST], linestyle=linestyle, linewidth=1.6)
+                axis.lines[-1].set_label(name)
+        axis.set_title(key, fontsize=11)
+        _iterations(axis)
+        _clean(axis)
+    for axis in axes[len(keys) :]:
+        axis.remove()
+    lines = {line.get_label(): line for axis in figure.axes for line in axis.lines}
+    figure.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=columns, frameon=False)
+    return figure
+
+
+def _quantities(history: History) -> dict[str, list[dict]]:
+    """The rows that hold a number, by its name; training's where both training and validation log it."""
+    return {name: rows for rows in (history.validation, history.train) for name in _names(rows)}
+
+
+def _iterations(axis) -> None:
+    axis.set_xlabel('iteration')
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlim(left=0)
+
+
+def _clean(axis) -> None:
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.grid(axis='y', color='#dddddd', linewidth=0.8)
+    axis.set_axisbelow(True)
 
 
 def _curves(axis, rows: list[dict], names: list[str], color: str | None = None, **style) -> None:

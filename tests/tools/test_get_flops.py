@@ -4,6 +4,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmvig.apis.flops import FORMS, bigla_flops
+
 
 @pytest.mark.parametrize(
     ('library', 'parts'),
@@ -36,11 +38,29 @@ def test_square_and_options(run_tool, library_file):
 
 
 def test_all(run_tool):
-    status, said = run_tool('get_flops.py', '--all', '--form', 'chunked')
+    status, said = run_tool('get_flops.py', '--all')
     assert status == 0
     heads, rule, *rows = [line.strip('| ').split(' | ') for line in said.splitlines()]
     assert heads == ['backbone', 'parameters (M)', 'GFLOPs at 224 x 224', 'GFLOPs at 800 x 1344'] and len(rule) == 4
-    assert len(rows) == 6 and ['vigh-gla-tiny', '27.8', '4.7', '100.2'] in rows
+    assert rows == [
+        ['vig-gla-tiny', '5.6', '1.2', '25.0'],
+        ['vig-gla-small', '22.2', '4.5', '96.0'],
+        ['vig-gla-base', '88.3', '17.5', '376.0'],
+        ['vigh-gla-tiny', '27.8', '4.5', '96.3'],
+        ['vigh-gla-small', '49.3', '8.8', '187.5'],
+        ['vigh-gla-base', '87.9', '15.6', '333.3'],
+    ]
+
+
+def test_form(run_tool, tmp_path):
+    file = tmp_path / 'vigh.py'
+    backbone = dict(type='mmvig.ViGH', arch='tiny', out_indices=(0,))
+    model = dict(type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling'))
+    file.write_text(f"default_scope = 'mmpretrain'\nmodel = {model}\n")
+    for form in FORMS:
+        status, said = run_tool('get_flops.py', file, '--shape', 256, '--form', form)
+        expected = 2 * bigla_flops((1, 64 * 64, 3, 16), (1, 64 * 64, 3, 32), form)  # two blocks
+        assert status == 0 and f'Of these, {expected / 1e9:.3f} GFLOPs are those of bigla ({form}).' in said
 
 
 @pytest.mark.parametrize(

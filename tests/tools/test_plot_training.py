@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from mmvig.utils.training_plot import draw_history, read_history
+from mmvig.utils.training_plot import draw_comparison, draw_history, read_history
 
 
 def log(work_dir, time: str, *rows: dict, cut: str = '') -> None:
@@ -77,3 +77,40 @@ def test_of_a_real_run(run_tool, toy_file, tmp_path):
 def test_nothing_logged(run_tool, tmp_path):
     status, _ = run_tool('plot_training.py', tmp_path)
     assert f'work_dir: {tmp_path} holds no */vis_data/scalars.json' in status
+
+
+def test_runs_against_each_other(resumed, tmp_path):
+    log(tmp_path / 'other', '20260101_000000', train(50, 4.0), train(100, 1.0), dict(validation(1, 0.4), extra=7.0))
+    histories = {name: read_history(tmp_path / name) for name in ('resumed', 'other')}
+    figure = draw_comparison(histories)
+    curves = {
+        axis.get_title(): {line.get_label(): list(line.get_xydata()[:, 1]) for line in axis.lines}
+        for axis in figure.axes
+    }
+    assert list(curves) == ['loss', 'coco/bbox_mAP', 'some/other', 'extra']
+    assert curves['loss'] == {'resumed': [3.0, 2.0, 1.6, 1.2], 'other': [4.0, 1.0]}
+    assert curves['coco/bbox_mAP'] == {'resumed': [0.1, 0.3], 'other': [0.4]} and curves['extra'] == {'other': [7.0]}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['resumed', 'other']
+    lines = figure.axes[0].lines
+    assert lines[0].get_color() != lines[1].get_color() == figure.axes[3].lines[0].get_color()
+    assert [axis.get_title() for axis in draw_comparison(histories, ['lr', 'acc']).axes] == ['lr', 'acc']
+
+
+def test_more_runs_than_colours(resumed):
+    history = read_history(resumed)
+    lines = draw_comparison({str(i): history for i in range(10)}, ['loss']).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 10
+
+
+def test_comparison(run_tool, resumed, tmp_path):
+    (tmp_path / 'twin').mkdir()
+    rows = [dict(train(1, 1.0), time=1.0), dict(train(2, 1.0), time=3.0), {'loss': 1.0, 'iter': 3}]
+    log(tmp_path / 'twin/resumed', '20260101_000000', *rows)
+    out = tmp_path / 'both.png'
+    status, said = run_tool('plot_training.py', resumed, tmp_path / 'twin/resumed', '--out', out)
+    assert status == 0 and min(Image.open(out).size) > 300
+    assert f'{resumed}: 0.2 seconds an iteration\n{tmp_path}/twin/resumed: 2 seconds an iteration\n' in said
+    status, said = run_tool('plot_training.py', resumed, '--keys', 'loss_cls', '--out', out)
+    assert status == 0 and said.startswith('resumed: 0.2 seconds')
+    status, _ = run_tool('plot_training.py', resumed, '--keys', 'los', '--out', out)
+    assert status.startswith('keys: no run logged los; there is ') and 'loss_cls' in status
