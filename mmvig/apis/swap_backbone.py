@@ -80,20 +80,10 @@ def swap_backbone(
     if backbone not in BACKBONES:
         raise ValueError(f'backbone={backbone!r} is unknown; use one of {", ".join(BACKBONES)}')
     arch = BACKBONES[backbone]
-    new = Config(deepcopy(cfg._cfg_dict.to_dict()), filename=cfg.filename)
-    if not isinstance(new.get('model'), dict):
-        raise ValueError('the config has no model')
-    path, model = 'model', new.model
-    while 'backbone' not in model and isinstance(model.get('detector'), dict):
-        path, model = f'{path}.detector', model.detector
-    if not isinstance(model.get('backbone'), dict):
-        raise ValueError(f'{path} has no backbone setting')
-    scope = new.get('default_scope') or model.get('_scope_')
-    if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
-        raise ValueError(f"default_scope is {scope!r}, and the libraries are 'mmdet', 'mmseg' and 'mmpretrain'")
-
+    new = Config(deepcopy(cfg.to_dict()), cfg_text=cfg.text, filename=cfg.filename)
+    path, model, scope = find_model(new)
     old = model.backbone
-    pyramid, pools = _old_pyramid(old, scope, f'{path}.backbone')
+    pyramid, pools = old_pyramid(old, scope, f'{path}.backbone')
     heads = dict(_heads(model, path))
     if undilate and scope == 'mmseg' and pyramid.strides != tuple(STRIDES[i] for i in pyramid.stages):
         _check_undilatable(model, heads)
@@ -125,6 +115,21 @@ def swap_backbone(
     if dropped:
         warnings.warn(f'{backbone} does without {", ".join(dropped)}', stacklevel=2)
     return new
+
+
+def find_model(cfg: Config) -> tuple[str, dict, str]:
+    """The path and the settings of the model with the backbone, and the library that it is of."""
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError('the config has no model')
+    path, model = 'model', cfg.model
+    while 'backbone' not in model and isinstance(model.get('detector'), dict):
+        path, model = f'{path}.detector', model.detector
+    if not isinstance(model.get('backbone'), dict):
+        raise ValueError(f'{path} has no backbone setting')
+    scope = cfg.get('default_scope') or model.get('_scope_')
+    if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
+        raise ValueError(f"default_scope is {scope!r}, and the libraries are 'mmdet', 'mmseg' and 'mmpretrain'")
+    return path, model, scope
 
 
 # ------------------------------------------------------------------------------------------------- the old backbones
@@ -205,7 +210,7 @@ OLD_BACKBONES: dict[str, Callable[[dict], tuple[list[int], list[int]]]] = {
 }
 
 
-def _old_pyramid(backbone: dict, scope: str, path: str) -> tuple[Pyramid, bool]:
+def old_pyramid(backbone: dict, scope: str, path: str) -> tuple[Pyramid, bool]:
     """What the backbone gives, and whether it gives that pooled to vectors."""
     name = str(backbone.get('type'))
     library, _, kind = name.rpartition('.')
@@ -356,7 +361,8 @@ def _read(part: dict, path: str, old: Pyramid, *, is_neck: bool) -> Reader:
 def _set_widths(reader: Reader, widths: list[int]) -> None:
     part = reader.part
     chosen = [widths[i] for i in reader.indices]
-    part.in_channels = chosen if isinstance(part.in_channels, (list, tuple)) else chosen[0]
+    several = isinstance(part.in_channels, (list, tuple))
+    part.in_channels = type(part.in_channels)(chosen) if several else chosen[0]
     if part.get('c1_in_channels'):
         part.c1_in_channels = widths[0]
 
