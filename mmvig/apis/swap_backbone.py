@@ -180,6 +180,18 @@ def _hrnet(b: dict) -> tuple[list[int], list[int]]:
     return list(_arch(b, 'arch_zoo', 3)[-1]), list(STRIDES)
 
 
+def _edgenext(b: dict) -> tuple[list[int], list[int]]:
+    return _arch(b, 'arch_settings', 'channels'), list(STRIDES)
+
+
+def _hornet(b: dict) -> tuple[list[int], list[int]]:
+    return [_arch(b, 'arch_zoo', 'base_dim') * 2**i for i in range(4)], list(STRIDES)
+
+
+def _davit(b: dict) -> tuple[list[int], list[int]]:
+    return [_arch(b, 'arch_zoo', 'embed_dims') * 2**i for i in range(4)], list(STRIDES)
+
+
 def _van(b: dict) -> tuple[list[int], list[int]]:
     return _arch(b, 'arch_zoo', 'embed_dims'), list(STRIDES)
 
@@ -206,7 +218,10 @@ OLD_BACKBONES: dict[str, Callable[[dict], tuple[list[int], list[int]]]] = {
     'HRNet': _hrnet,
     'VAN': _van,
     'MSCAN': _mscan,
-    'PoolFormer': _poolformer,
+    'EdgeNeXt': _edgenext,
+    'HorNet': _hornet,
+    'DaViT': _davit,
+    **dict.fromkeys(('PoolFormer', 'RIFormer'), _poolformer),
 }
 
 
@@ -236,8 +251,8 @@ def old_pyramid(backbone: dict, scope: str, path: str) -> tuple[Pyramid, bool]:
     chosen = b.get('out_indices', range(len(widths)))
     chosen = [i % len(widths) if i < 0 else i for i in ([chosen] if isinstance(chosen, int) else chosen)]
     stage = [round(i * 3 / (len(widths) - 1)) if len(widths) == 7 else i for i in range(len(widths))]
-    if kind == 'PoolFormer' and any(i % 2 for i in chosen):
-        raise ValueError(f'{path}.out_indices={tuple(chosen)} names positions of a PoolFormer that are no stages')
+    if len(widths) == 7 and any(i % 2 for i in chosen):
+        raise ValueError(f'{path}.out_indices={tuple(chosen)} names positions of a {kind} that are no stages')
     pyramid = Pyramid(*(tuple(values[i] for i in chosen) for values in (widths, strides, stage)))
     return pyramid, bool(b.get('gap_before_final_norm'))
 

@@ -79,6 +79,10 @@ def get(cfg: Config, key: str):
         ),
         ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', {'model.head.in_channels': 768}, (3,)),
         ('mmpretrain::twins/twins-svt-small_8xb128_in1k.py', {'model.head.in_channels': 768}, (3,)),
+        ('mmpretrain::davit/davit-tiny_4xb256_in1k.py', {'model.head.in_channels': 768}, (3,)),
+        ('mmpretrain::edgenext/edgenext-xxsmall_8xb256_in1k.py', {'model.head.in_channels': 768}, (3,)),
+        ('mmpretrain::hornet/hornet-tiny_8xb128_in1k.py', {'model.head.in_channels': 768}, (3,)),
+        ('mmpretrain::riformer/riformer-s12_8xb128_in1k.py', {'model.head.in_channels': 768}, (3,)),
         (
             'mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py',
             {'model.neck.in_channels': 768, 'model.head.type': 'ContrastiveHead'},
