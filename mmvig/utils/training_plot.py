@@ -55,8 +55,9 @@ def read_history(work_dir: str | os.PathLike) -> History:
                 history.train.append(row)
             else:  # of a validation MMEngine logs the epoch or the iteration, and not which of them
                 now = history.train[-1]['iter'] if history.train else 0
-                history.validation = [earlier for earlier in history.validation if earlier['iter'] < now]
-                history.validation.append({**row, 'iter': now})
+                if not history.validation or history.validation[-1]['iter'] != now:
+                    history.validation.append({})
+                history.validation[-1] |= {**row, 'iter': now}  # a test after it leaves what only it measured
     if not history.train:
         raise FileNotFoundError(
             f'work_dir: {work_dir} holds no */vis_data/scalars.json with a training run; tools/train.py writes one '
