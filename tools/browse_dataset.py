@@ -16,7 +16,7 @@ from mmvig.utils.dataset_browser import MODES, build_training_set, draw_samples
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or an address: mmdet::retinanet/...py')
     parser.add_argument('--out-dir', help='folder for the pictures (default: work_dirs/<config name>/browse)')
     parser.add_argument('--number', type=int, default=20, metavar='N', help='only the first N images (default: 20)')
     parser.add_argument(

@@ -23,7 +23,7 @@ ZOO_SHAPES = ((224, 224), (800, 1344))
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('config', nargs='?', help='config file')
+    what.add_argument('config', nargs='?', help='config file, or an address: mmdet::retinanet/...py')
     what.add_argument('--all', action='store_true', help='the six backbones at 224 x 224 and 800 x 1344, in Markdown')
     parser.add_argument(
         '--shape',

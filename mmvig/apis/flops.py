@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -194,8 +195,8 @@ def config_flops(
 ) -> tuple[Flops, tuple[int, int]]:
     """Counts the model of a config, with fresh weights, on one image on the CPU; nothing is read or downloaded.
 
-    Detectors run in mode 'tensor', as OpenMMLab counts them: two-stage ones take up to their 1000 proposals, and the
-    mask head the first 100 of these (Cascade R-CNN's, all). How many there are depends on weights and image.
+    Detectors predict, with the score threshold of two-stage ones at 0: that fresh weights, too, find as many objects as
+    the config allows (mostly 100), on which the mask head then works, of its proposals (mostly 1000).
 
     Args:
         cfg: its `default_scope` chooses the library: mmdet, mmseg (the whole image at once) or mmpretrain.
@@ -213,7 +214,9 @@ def config_flops(
         raise SetupError(f'config: default_scope must be one of {list(SHAPES)}, got {scope!r}.')
     shape = shape or SHAPES[scope]
     init_default_scope(scope)
-    settings = dict(cfg.model)
+    settings = deepcopy(cfg.model)
+    if 'rcnn' in (settings.get('test_cfg') or {}):
+        settings.test_cfg.rcnn.score_thr = 0.0
     if 'data_preprocessor' in cfg:
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     torch.manual_seed(0)
@@ -224,7 +227,7 @@ def config_flops(
         from mmdet.structures import DetDataSample
 
         sample = DetDataSample(metainfo=dict(sizes, img_id=0, scale_factor=(1.0, 1.0)))
-        run = partial(model, image, [sample], mode='tensor')
+        run = partial(model, image, [sample], mode='predict')
     elif scope == 'mmseg':
         run = partial(model.encode_decode, image, [sizes])
     else:

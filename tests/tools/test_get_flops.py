@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmvig.apis.flops import FORMS, bigla_flops
+from mmvig.apis.flops import FORMS, bigla_flops, config_flops
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,19 @@ def test_table(run_tool, library_file, library, parts):
     assert rows['whole model'][2] == f'{params / 1e6:.2f}'
     assert sum(float(rows[part][3]) for part in parts) == pytest.approx(float(rows['whole model'][3]), abs=0.03)
     assert float(rows['backbone'][3]) > 0
+
+
+def test_heads_work_on_as_many_boxes_as_the_config_allows(library_file):
+    counts, shape = config_flops(Config.fromfile(library_file('mmdet')), (128, 128))
+    box = 16 * 7 * 7 * 16 + 16 * 16 + 16 * (11 + 4 * 10)
+    mask = 16 * 16 * 9 * 14 * 14 + 16 * 16 * 28 * 28 + 16 * 10 * 28 * 28
+    (roi_head,) = (part for part in counts.parts if part.name == 'roi_head')
+    assert shape == (128, 128) and roi_head.flops == 20 * box + 5 * mask
+
+
+def test_address(run_tool):
+    status, said = run_tool('get_flops.py', 'mmpretrain::resnet/resnet18_8xb32_in1k.py')
+    assert status == 0 and re.search(r'whole model +│ +│ +11.69 │ +1.81 │', said)  # as published
 
 
 def test_square_and_options(run_tool, library_file):
