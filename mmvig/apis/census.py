@@ -139,17 +139,23 @@ def build(cfg: Config) -> nn.Module:
 
 def _build(settings: dict, scope: str) -> nn.Module:
     import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), _LinspaceOnCPU():
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), _Uninitialised():
         model = MODELS.build(settings)
     model.eval()  # which returns nothing in OpenMMLab's ResNets
     return model
 
 
-class _LinspaceOnCPU(TorchFunctionMode):
-    """Backbones read their drop path rates off a tensor."""
+class _Uninitialised(TorchFunctionMode):
+    """Spares drawing weights that are not there; drop path rates, which backbones read off a tensor, are drawn."""
+
+    draws = ('normal_', 'uniform_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'fill_', 'zero_')
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return func(*args, **({'device': 'cpu'} if func is torch.linspace else {}), **(kwargs or {}))
+        if func is torch.linspace:
+            return func(*args, **{'device': 'cpu', **(kwargs or {})})
+        if getattr(func, '__name__', '') in self.draws and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def run_without_backbone(model: nn.Module) -> None:
