@@ -66,6 +66,7 @@ class Runner(MMEngineRunner):
         with self._prints_in_log():
             if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
                 settings = dict(loop)
+                settings.pop('_scope_', None)  # of the library whose schedule the config inherits
                 by_epoch = settings.pop('by_epoch', None)
                 kind = settings.pop('type', 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
                 for cls, endless in ((EpochBasedTrainLoop, False), (IterBasedTrainLoop, True)):

@@ -17,6 +17,7 @@ import mmengine.config.utils
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -26,6 +27,7 @@ from torchvision.ops import StochasticDepth
 import mmvig  # noqa: F401  resolves what the configs name
 from mmvig.datasets.digit_layout import CLASSES, SEG_CLASSES
 from mmvig.engine.layer_decay import find_backbones
+from mmvig.engine.runner import build_runner
 from mmvig.engine.settings import set_dataloader_defaults
 
 ROOT = Path(__file__).parents[2]
@@ -404,6 +406,42 @@ def fast_or_slow(path: Path):
 def test_a_training_step_and_a_prediction_on_digit_scenes(path, scenes):
     cfg = load(path)
     step_and_predict(cfg, scenes, device='cpu')
+
+
+class StopAtTheSecond(Hook):
+    """A schedule as long as the config has it, and no more of it than two iterations."""
+
+    class Enough(Exception):
+        pass
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_) -> None:
+        if runner.iter == 1:
+            raise self.Enough
+
+
+OWN_SCHEDULES = (
+    'mmdet/vigh/mask-rcnn_vigh-gla-tiny_fpn_1x_coco.py',
+    'mmdet/vigh/dino-4scale_vigh-gla-tiny_8xb2-12e_coco.py',
+    'mmpretrain/vig/vig-gla-tiny_8xb128_in1k.py',
+    'mmseg/vigh/vigh-gla-tiny_upernet_8xb2-160k_ade20k-512x512.py',
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OWN_SCHEDULES, ids=lambda name: Path(name).stem)
+def test_trains_by_our_runner_with_the_schedule_of_its_library(name, scenes, tmp_path):
+    cfg = load(ROOT / 'configs' / name)
+    shrink(cfg, scenes)
+    cfg.work_dir = str(tmp_path)
+    for key in ('val', 'test'):
+        for part in ('cfg', 'dataloader', 'evaluator'):
+            cfg[f'{key}_{part}'] = None
+    runner = build_runner(cfg)
+    runner.register_hook(StopAtTheSecond())
+    before = {key: value.clone() for key, value in runner.model.backbone.state_dict().items()}
+    with pytest.raises(StopAtTheSecond.Enough):
+        runner.train()
+    assert any(not before[key].equal(value) for key, value in runner.model.backbone.state_dict().items())
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ SHORT = {'train_cfg.max_epochs': 1, 'default_hooks.checkpoint': dict(type='Check
     [
         (dict(by_epoch=True, max_epochs=1), EpochBasedTrainLoop),
         (dict(type='EpochBasedTrainLoop', max_epochs=1), EpochBasedTrainLoop),
+        (dict(_scope_='mmdet', type='EpochBasedTrainLoop', max_epochs=1), EpochBasedTrainLoop),
         (dict(by_epoch=False, max_iters=1), IterBasedTrainLoop),
         (dict(type='IterBasedTrainLoop', max_iters=1), IterBasedTrainLoop),
         (dict(type='mmengine.EpochBasedTrainLoop', max_epochs=1), StockLoop),
