@@ -57,6 +57,8 @@ def main() -> None:
     try:
         for done, _ in enumerate(draw_samples(dataset, cfg.default_scope, total, out_dir), start=1):
             display.tick('images', done, total)
+    except SetupError as error:
+        sys.exit(f'{error}')
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

@@ -9,7 +9,7 @@ meta device. `bigla` is one operator to it, counted by `bigla_flops`.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -142,11 +142,12 @@ def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrenc
             run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
-    parts = [
-        Part(name, type(child).__name__, _params(child), flops[name] // 2) for name, child in model.named_children()
-    ]
-    rest = _params(model) - sum(part.params for part in parts), counter.get_total_flops() // 2 - flops.total() // 2
-    parts.append(Part('(elsewhere)', type(model).__name__, *rest))
+    flops['(elsewhere)'] = counter.get_total_flops() - flops.total()
+    parts, left = [], set(model.parameters())  # a parameter that parts share counts to the first
+    for name, part in [*model.named_children(), ('(elsewhere)', model)]:
+        own = left.intersection(part.parameters())
+        left -= own
+        parts.append(Part(name, type(part).__name__, sum(map(Tensor.numel, own)), flops[name] // 2))
     return Flops(
         tuple(part for part in parts if part.params or part.flops),
         counter.get_flop_counts()['Global'].get(operator, 0) // 2,
@@ -176,18 +177,11 @@ def _attributing(model: nn.Module, total: Callable[[], int], flops: Counter) -> 
 
         return wrapped
 
-    modules = [(name, module) for name, child in model.named_children() for module in child.modules()]
-    for name, module in modules:
-        module.forward = attributed(module.forward, name)
-    try:
+    parts = {module: name for name, child in model.named_children() for module in child.modules()}
+    with ExitStack() as patches:
+        for module, name in parts.items():
+            patches.enter_context(patch.object(module, 'forward', attributed(module.forward, name)))
         yield
-    finally:
-        for _, module in modules:
-            del module.forward
-
-
-def _params(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def config_flops(

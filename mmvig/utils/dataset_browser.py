@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
+from torch import Tensor
 
 from mmvig.engine.settings import SetupError
 
@@ -68,10 +69,18 @@ def draw_samples(dataset: BaseDataset, scope: str, number: int, out_dir: Path) -
         scope: the library that it is of.
         number: samples to draw, if there are as many.
         out_dir: a folder, made if need be. A picture's name is the sample's index and the name of its image.
+
+    Raises:
+        SetupError: the samples hold no single image each, as where a model learns from several views of one.
     """
     draw = DRAWERS[scope](dataset.metainfo)
     for index in range(min(number, len(dataset))):
         packed = dataset[index]
+        if not isinstance(packed.get('inputs'), Tensor):
+            raise SetupError(
+                "config: train_dataloader.dataset.pipeline must end in its library's packing of one image, "
+                f'got inputs of type {type(packed.get("inputs")).__name__}.'
+            )
         sample = packed['data_samples']
         image = packed['inputs'].permute(1, 2, 0).numpy()[..., ::-1]  # (H, W, 3), BGR to RGB
         image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))

@@ -124,6 +124,16 @@ def test_parts():
     assert len(parts) == 3 and counts.params == 104
 
 
+def test_what_parts_share_counts_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4, bias=False)))
+    model[1].append(model[0])
+    model[1][0].forward = model[1][0].forward  # as tools that wrap modules leave it
+    own = model[1][0].forward
+    counts = count_flops(model, lambda: model(torch.ones(1, 4)))
+    assert counts.params == 36 and counts.flops == 3 * 16 and len(counts.parts) == 2
+    assert model[1][0].forward is own
+
+
 def test_operators_that_the_counter_does_not_know():
     attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()  # in one fused operator, were it not for us
     x = torch.rand(1, 5, 8)

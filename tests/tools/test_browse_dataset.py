@@ -50,6 +50,12 @@ def test_transformed(browse, library):
     assert picture.shape == ((224, 336, 3) if library == 'mmpretrain' else (48, 72, 3))
 
 
+def test_samples_of_several_views(browse):
+    views = "train_pipeline.insert(-1, dict(type='MultiView', num_views=2, transforms=[[]]))\n"
+    status, _, pictures = browse('mmpretrain', more=views)
+    assert 'packing of one image, got inputs of type list' in status and not pictures
+
+
 def test_untransformed():
     leaf = dict(
         type='CocoDataset',
