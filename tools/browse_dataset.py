@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import matplotlib
-from mmengine.config import DictAction
 
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.engine.preflight import check_paths
 from mmvig.engine.progress import Display
-from mmvig.engine.settings import SetupError, key_value, load_config
+from mmvig.engine.settings import SetupError, add_cfg_options, load_config
 from mmvig.utils.dataset_browser import MODES, build_training_set, draw_samples
 
 
@@ -25,14 +24,7 @@ def parse_args() -> argparse.Namespace:
         default='transformed',
         help='as they are read, or as the model gets them, augmented (default: transformed)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=key_value,
-        metavar='KEY=VALUE',
-        help='override settings of the config; a plus adds one that the config does not spell out: +KEY=VALUE',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.number < 1:
         parser.error(f'--number must be at least 1, got {args.number}')

@@ -9,13 +9,12 @@ Products of matrices and convolutions count, elementwise work, norms, pooling an
 import argparse
 import sys
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.apis.flops import FORMS, Flops, config_flops, zoo_flops
-from mmvig.engine.settings import SetupError, key_value, load_config
+from mmvig.engine.settings import SetupError, add_cfg_options, load_config
 
 ZOO_SHAPES = ((224, 224), (800, 1344))
 
@@ -39,14 +38,7 @@ def parse_args() -> argparse.Namespace:
         help="how the operator bigla counts: its equation's two products a token and direction, or the products that "
         'its implementation in chunks of tokens carries out (default: recurrence)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=key_value,
-        metavar='KEY=VALUE',
-        help='override settings of the config; a plus adds one that the config does not spell out: +KEY=VALUE',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.all and (args.shape or args.cfg_options):
         parser.error('--shape and --cfg-options go with a config, not with --all')

@@ -4,13 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.device import get_device
 
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.engine.progress import Display
-from mmvig.engine.settings import SetupError, key_value, load_config
+from mmvig.engine.settings import SetupError, add_cfg_options, load_config
 from mmvig.utils.image_demo import build_predictor, find_images, output_names, predict_file
 
 
@@ -29,14 +28,7 @@ def parse_args() -> argparse.Namespace:
         default=100_000_000,
         help='skip larger images, unread: a small file can unpack to any size (default: %(default)s)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=key_value,
-        metavar='KEY=VALUE',
-        help='override settings of the config; a plus adds one that the config does not spell out: +KEY=VALUE',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if not 0 <= args.score_thr <= 1:
         parser.error(f'--score-thr must be between 0 and 1, got {args.score_thr}')

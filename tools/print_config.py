@@ -8,8 +8,6 @@ What `--backbone` changes comes first, in comments.
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.engine import settings
 from mmvig.engine.settings import SetupError
@@ -18,14 +16,7 @@ from mmvig.engine.settings import SetupError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the address of an installed one: mmdet::retinanet/...py')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=settings.key_value,
-        metavar='KEY=VALUE',
-        help='override settings of the config; a plus adds one that the config does not spell out: +KEY=VALUE',
-    )
+    settings.add_cfg_options(parser)
     settings.add_swap_arguments(parser)
     args = parser.parse_args()
     try:

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 
-from mmengine.config import DictAction
 from mmengine.fileio import dump
 from rich.console import Console
 
@@ -36,14 +35,7 @@ def parse_args() -> argparse.Namespace:
         default='auto',
         help="a live bar, plain lines, or MMEngine's log on the console (default: a bar on a terminal, else lines)",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=settings.key_value,
-        metavar='KEY=VALUE',
-        help='override settings of the config; a plus adds one that the config does not spell out: +KEY=VALUE',
-    )
+    settings.add_cfg_options(parser)
     settings.add_swap_arguments(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

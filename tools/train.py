@@ -5,8 +5,6 @@ import os
 import shlex
 import sys
 
-from mmengine.config import DictAction
-
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.engine import Interrupted, settings
@@ -35,15 +33,7 @@ def parse_args() -> argparse.Namespace:
         default='auto',
         help="a live bar, plain lines, or MMEngine's log on the console (default: a bar on a terminal, else lines)",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=settings.key_value,
-        metavar='KEY=VALUE',
-        help='override settings of the config, train_cfg.max_epochs=2 model.backbone.out_indices="[0,1]"; '
-        'a plus adds one that the config does not spell out: +model.backbone.with_cp=True',
-    )
+    settings.add_cfg_options(parser)
     settings.add_swap_arguments(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

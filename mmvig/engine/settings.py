@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hub import get_config
 from mmengine.runner import Runner
@@ -20,6 +20,7 @@ from mmvig.engine.config_diff import compare, parse
 
 __all__ = [
     'SetupError',
+    'add_cfg_options',
     'add_swap_arguments',
     'key_value',
     'load_config',
@@ -54,6 +55,18 @@ def key_value(text: str) -> str:
     if '=' not in text:
         raise ArgumentTypeError(f'{text!r} is not of the form KEY=VALUE (without blanks)')
     return text
+
+
+def add_cfg_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        type=key_value,
+        metavar='KEY=VALUE',
+        help='override settings of the config, train_cfg.max_epochs=2 model.backbone.out_indices="[0,1]"; '
+        'a plus adds one that the config does not spell out: +model.backbone.with_cp=True',
+    )
 
 
 def add_swap_arguments(parser: ArgumentParser) -> None:
