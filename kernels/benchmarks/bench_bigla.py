@@ -14,7 +14,6 @@ ours kernel by kernel, for several tile sizes and warps.
 """
 
 import argparse
-import csv
 import datetime
 import json
 import os
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from results import append
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -350,17 +350,6 @@ def about() -> dict[str, str]:
         'triton': installed('triton'),
         'fla': installed('flash-linear-attention'),
     }
-
-
-def append(rows: list[dict], path: Path) -> None:
-    new = not path.exists()
-    if not new and path.open().readline().strip() != ','.join(rows[0]):
-        sys.exit(f'{path} has other columns than {",".join(rows[0])}: choose another file with --out')
-    with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

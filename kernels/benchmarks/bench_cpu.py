@@ -8,7 +8,6 @@ single calls on warm memory, inputs as ViG's mixer passes them: q, k, v slices o
 """
 
 import argparse
-import csv
 import datetime
 import os
 import platform
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from results import append
 from torch import Tensor
 
 from bigla import bigla
@@ -87,17 +87,6 @@ def commit() -> str:
     return git('rev-parse', '--short', 'HEAD') + (
         '+' if git('status', '--porcelain', '-uno', HERE.parent / 'bigla') else ''
     )
-
-
-def append(rows: list[dict], path: Path) -> None:
-    new = not path.exists()
-    if not new and path.open().readline().strip() != ','.join(rows[0]):
-        sys.exit(f'{path} has other columns than {",".join(rows[0])}: choose another file with --out')
-    with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:
