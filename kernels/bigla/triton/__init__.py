@@ -21,7 +21,7 @@ def bigla(
         q, k, g_fwd, g_bwd: (B, L, nh, K); g_fwd and g_bwd of q's dtype or float32.
         v: (B, L, nh, V).
         scale: Factor on the scores.
-        gate_logits: g_fwd and g_bwd hold ViG's gate logits x, of which the log decays are ``logsigmoid(x) / 16``.
+        gate_logits: g_fwd and g_bwd hold ViG's gate logits x, of which the log total are ``logsigmoid(x) / 16``.
 
     Returns:
         o (B, L, nh, V), of v's dtype.

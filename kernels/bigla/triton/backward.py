@@ -10,8 +10,9 @@ With dS' and dR' the gradients of the states that leave a chunk, D = do v^T and 
     dv = A^T do + kf (2^mf dS') + kb (2^mb dR')
     d log a_f at t = sum_{u >= t} (qf dqf - kf dkf)_u + sum_V S' dS'
     d log a_b at t = sum_{u <= t} (qb dqb - kb dkb)_u + sum_V R' dR'
+    sum_V S' dS' = sum_V (2^mf S) (2^mf dS') + sum_u (kf v (2^mf dS')^T)_u      and with R for S, b for f
 
-The sums of the last two lines end at the chunk, so that rounding does not grow with L, and use the operands as they
+The sums of the last three lines end at the chunk, so that rounding does not grow with L, and use the operands as they
 were rounded for the dots, so that terms which cancel do. A^T and D^T come from dots of their own: Triton 3.4 to 3.6
 miscompiles a dot whose operand is a transposed result on Hopper (fla-org/flash-linear-attention#640).
 
@@ -43,6 +44,7 @@ from .primitives import (
     precision,
     row,
     rows,
+    running_sum,
     store_rows,
     tile_decay,
     tree_factors,
@@ -54,52 +56,47 @@ from .primitives import (
 
 
 @triton.jit
-def store_dv(
-    at, kf, kb, uf, ub, dstate, do_p, do_s, dv_p, dv_s, i, r, m,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ONE: tl.constexpr, PREC: tl.constexpr,
+def direction_grads(
+    qs, ks, X, u, g, v_p, v_s, do_p, do_s, state, dstate, i, r, m,
+    D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dv of a chunk. `uf`, `ub` (BK) scale the states to what the keys refer to."""
-    for v0 in range(0, V, BV):
-        do = operand(load_rows(do_p, do_s[1], r, m, V, BV, v0), PREC)
-        dv = dot(at, do, PREC)
-        if not ONE:
-            dv += dot(kf, operand(load_state(dstate, i, 0, K, V, BK, BV, v0) * uf[:, None], PREC), PREC)
-            dv += dot(kb, operand(load_state(dstate, i, 1, K, V, BK, BV, v0) * ub[:, None], PREC), PREC)
-        store_rows(dv_p, dv_s[1], dv, r, m, V, BV, v0)
-
-
-@triton.jit
-def sums_over_values(
-    u, state, dstate, v_p, v_s, do_p, do_s, i, c, NT, H, r, m, DIR: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ONE: tl.constexpr, PREC: tl.constexpr,
-):  # fmt: skip
-    """Sums over V for one direction, of which the state is `u` times the stored one.
-
-    D and D^T (C, C), do S^T and v dS'^T (C, BK), and S' dS' (BK).
-    """
+    """What direction D contributes to dq / s and dk, and the gradient of its gates. `u` (BK) is 2^mf or 2^mb."""
     d = tl.zeros([C, C], tl.float32)
     dt = tl.zeros([C, C], tl.float32)
-    dq = tl.zeros([C, BK], tl.float32)
-    dk = tl.zeros([C, BK], tl.float32)
+    x = tl.zeros([C, BK], tl.float32)
+    y = tl.zeros([C, BK], tl.float32)
     w = tl.zeros([BK], tl.float32)
     for v0 in range(0, V, BV):
-        v = operand(load_rows(v_p, v_s[1], r, m, V, BV, v0), PREC)
-        do = operand(load_rows(do_p, do_s[1], r, m, V, BV, v0), PREC)
-        d += dot(do, tl.trans(v), PREC)
-        dt += dot(v, tl.trans(do), PREC)
+        v = operand(load_rows(v_p, v_s, r, m, V, BV, v0), PREC)
+        do = operand(load_rows(do_p, do_s, r, m, V, BV, v0), PREC)
+        d = dot(do, tl.trans(v), PREC, d)
+        dt = dot(v, tl.trans(do), PREC, dt)
         if not ONE:
-            S = load_state(state, i, DIR, K, V, BK, BV, v0)
-            dq += dot(do, tl.trans(operand(S * u[:, None], PREC)), PREC)
-            dS = load_state(dstate, i, DIR, K, V, BK, BV, v0)
-            dk += dot(v, tl.trans(operand(dS * u[:, None], PREC)), PREC)
-            # The state that leaves the chunk is the one that enters its neighbour. At the end nothing waits: dS' = 0.
-            if DIR == 0:
-                S = load_state(state, tl.where(c + 1 < NT, i + H, i), 0, K, V, BK, BV, v0)
-            else:
-                S = load_state(state, tl.where(c > 0, i - H, i), 1, K, V, BK, BV, v0)
+            S = u[:, None] * load_state(state, i, D, K, V, BK, BV, v0)
+            dS = u[:, None] * load_state(dstate, i, D, K, V, BK, BV, v0)
+            x = dot(do, tl.trans(operand(S, PREC)), PREC, x)
+            y = dot(v, tl.trans(operand(dS, PREC)), PREC, y)
             w += tl.sum(S * dS, 1)
-    return d, dt, dq, dk, w
+    # No decay lies on the diagonal: it goes to dq and dk, and its rounding stays out of the gates' gradients.
+    if D == 0:
+        sees = r[:, None] > r[None, :]
+        seen = r[:, None] < r[None, :]
+    else:
+        sees = r[:, None] < r[None, :]
+        seen = r[:, None] > r[None, :]
+    ks_ = ks.to(tl.float32)
+    if not ONE:
+        w += tl.sum(ks_ * y, 0)
+    x = dot(operand(tl.where(sees, d, 0.0), PREC), ks, PREC, x)
+    y = dot(operand(tl.where(seen, dt, 0.0), PREC), qs, PREC, y)
+    qs_ = qs.to(tl.float32)
+    dg = running_sum(qs_ * x - ks_ * y, D == 0, PREC) + w[None, :]
+    if D == 0:
+        dii = 2 * tl.sum(tl.where(r[:, None] == r[None, :], d, 0.0), 1)[:, None]
+        x += dii * ks_
+        y += dii * qs_
+    return tl.exp2(X) * x, tl.exp2(-X) * y, gate_grad(dg, g, LOGITS)
 
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
@@ -107,65 +104,58 @@ def grad_kernel(
     q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
-    """The five gradients of one chunk that is not hard."""
-    i = N - 1 - tl.program_id(0)
-    b, c, h = locate(i, NT, H)
-    left = c * C
+    """The five gradients of WALK neighbouring chunks, one after the other; those of hard chunks are not stored."""
     r = tl.arange(0, C)
-    m = left + r < L
-    if tl.load(hard + i) == 0:
-        q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
-        k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-        f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS, PREC)
-        e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS, PREC)
+    b, c0, h = locate(tl.program_id(0), (NT + WALK - 1) // WALK, H)
+    for j in tl.range(0, WALK, num_stages=2):
+        c = c0 * WALK + j
+        left = c * C
+        m = left + r < L
+        i = tl.minimum((b * NT + c) * H + h, N - 1)
+        f = load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK)
+        e = load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK)
+        F = tile_decay(f, m, LOGITS)
+        E = tile_decay(e, m, LOGITS)
         if ONE:
-            mf = tl.sum(f, 0) / 2
-            mb = tl.sum(e, 0) / 2
+            mf = tl.sum(F, 0) / 2
+            mb = tl.sum(E, 0) / 2
         else:
             mf = load_total(total, i, 0, K, BK) / 2
             mb = load_total(total, i, 1, K, BK) / 2
-        F = tl.cumsum(f, 0) - mf[None, :]
-        E = tl.cumsum(e, 0) - e - mb[None, :]
-        qf = operand(q_ * tl.exp2(F), PREC)
-        kf = operand(k_ * tl.exp2(-F), PREC)
-        qb = operand(q_ * tl.exp2(-E), PREC)
-        kb = operand(k_ * tl.exp2(E), PREC)
+        F = tl.cumsum(F, 0) - mf[None, :]
+        E = mb[None, :] + E - tl.cumsum(E, 0)
+        q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
+        k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
+        qf, kf = operand(q_ * tl.exp2(F), PREC), operand(k_ * tl.exp2(-F), PREC)
+        qb, kb = operand(q_ * tl.exp2(E), PREC), operand(k_ * tl.exp2(-E), PREC)
+        uf, ub = tl.exp2(mf), tl.exp2(mb)
+        # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both.
         at = tl.where(r[:, None] <= r[None, :], dot(kf, tl.trans(qf), PREC), 0.0)
         at += tl.where(r[:, None] >= r[None, :], dot(kb, tl.trans(qb), PREC), 0.0)
-        uf, ub = tl.exp2(mf), tl.exp2(mb)
+        at = operand(at, PREC)
+        soft = m & (tl.load(hard + i) == 0)
         v_p, do_p = row(v, v_s, b, left, h), row(do, do_s, b, left, h)
-        dv_p = row(dv, dv_s, b, left, h)
-        store_dv(
-            operand(at, PREC), kf, kb, uf, ub, dstate, do_p, do_s, dv_p, dv_s, i, r, m, K, V, BK, BV, ONE, PREC
+        for v0 in range(0, V, BV):
+            dv_ = dot(at, operand(load_rows(do_p, do_s[1], r, m, V, BV, v0), PREC), PREC)
+            if not ONE:
+                dS = uf[:, None] * load_state(dstate, i, 0, K, V, BK, BV, v0)
+                dR = ub[:, None] * load_state(dstate, i, 1, K, V, BK, BV, v0)
+                dv_ = dot(kb, operand(dR, PREC), PREC, dot(kf, operand(dS, PREC), PREC, dv_))
+            store_rows(row(dv, dv_s, b, left, h), dv_s[1], dv_, r, soft, V, BV, v0)
+        dqf, dkf, df = direction_grads(
+            qf, kf, F, uf, f, v_p, v_s[1], do_p, do_s[1], state, dstate, i, r, m,
+            0, K, V, C, BK, BV, ONE, LOGITS, PREC,
         )  # fmt: skip
-
-        # No decay lies on the diagonal: it goes to dq and dk, and its rounding stays out of the gates' gradients.
-        lower = r[:, None] > r[None, :]
-        upper = r[:, None] < r[None, :]
-        d, dt, dqf, dkf, w = sums_over_values(
-            uf, state, dstate, v_p, v_s, do_p, do_s, i, c, NT, H, r, m, 0, K, V, C, BK, BV, ONE, PREC
-        )
-        dqf += dot(operand(tl.where(lower, d, 0.0), PREC), kf, PREC)
-        dkf += dot(operand(tl.where(upper, dt, 0.0), PREC), qf, PREC)
-        dg = tl.cumsum(qf.to(tl.float32) * dqf - kf.to(tl.float32) * dkf, 0, reverse=True) + w[None, :]
-        g = load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK)
-        store_rows(row(dgf, dk_s, b, left, h), dk_s[1], gate_grad(dg, g, LOGITS), r, m, K, BK)
-        dii = 2 * tl.sum(tl.where(r[:, None] == r[None, :], d, 0.0), 1)[:, None]
-        dq_ = tl.exp2(F) * (dqf + dii * kf.to(tl.float32))
-        dk_ = tl.exp2(-F) * (dkf + dii * qf.to(tl.float32))
-
-        d, dt, dqb, dkb, w = sums_over_values(
-            ub, state, dstate, v_p, v_s, do_p, do_s, i, c, NT, H, r, m, 1, K, V, C, BK, BV, ONE, PREC
-        )
-        dqb += dot(operand(tl.where(upper, d, 0.0), PREC), kb, PREC)
-        dkb += dot(operand(tl.where(lower, dt, 0.0), PREC), qb, PREC)
-        dg = tl.cumsum(qb.to(tl.float32) * dqb - kb.to(tl.float32) * dkb, 0) + w[None, :]
-        g = load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK)
-        store_rows(row(dgb, dk_s, b, left, h), dk_s[1], gate_grad(dg, g, LOGITS), r, m, K, BK)
-        store_rows(row(dq, dk_s, b, left, h), dk_s[1], (dq_ + tl.exp2(-E) * dqb) * scale, r, m, K, BK)
-        store_rows(row(dk, dk_s, b, left, h), dk_s[1], dk_ + tl.exp2(E) * dkb, r, m, K, BK)
+        store_rows(row(dgf, dk_s, b, left, h), dk_s[1], df, r, soft, K, BK)
+        dqb, dkb, db = direction_grads(
+            qb, kb, E, ub, e, v_p, v_s[1], do_p, do_s[1], state, dstate, i, r, m,
+            1, K, V, C, BK, BV, ONE, LOGITS, PREC,
+        )  # fmt: skip
+        store_rows(row(dgb, dk_s, b, left, h), dk_s[1], db, r, soft, K, BK)
+        store_rows(row(dq, dk_s, b, left, h), dk_s[1], (dqf + dqb) * scale, r, soft, K, BK)
+        store_rows(row(dk, dk_s, b, left, h), dk_s[1], dkf + dkb, r, soft, K, BK)
 
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
@@ -178,7 +168,8 @@ def exact_grad_kernel(
     """The five gradients of the hard chunks, found as in `exact_out_kernel`; or of ALL.
 
     A query refers to the chunk's near end and a key to its far end, so the states enter unscaled; within the chunk each
-    level of the tree has references of its own, and its terms go to the direction that its halves look in.
+    level of the tree has references of its own, and its terms go to the direction that its halves look in. The
+    diagonal, on which no decay lies, goes to dq and dk alone.
     """
     G = tl.num_programs(0)
     i0 = tl.program_id(0)
@@ -193,32 +184,46 @@ def exact_grad_kernel(
                     m = left + r < L
                     q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
                     k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-                    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS, PREC)
-                    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS, PREC)
+                    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS)
+                    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS)
                     at, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, True)
-                    qf = operand(q_ * tl.exp2(pf), PREC)
-                    kf = operand(k_ * tl.exp2(sf), PREC)
-                    qb = operand(q_ * tl.exp2(sb), PREC)
-                    kb = operand(k_ * tl.exp2(pb), PREC)
-                    one = tl.full([BK], 1.0, tl.float32)
-                    v_p, do_p = row(v, v_s, b, left, h), row(do, do_s, b, left, h)
-                    dv_p = row(dv, dv_s, b, left, h)
-                    store_dv(
-                        operand(at, PREC), kf, kb, one, one, dstate, do_p, do_s, dv_p, dv_s, i, r, m,
-                        K, V, BK, BV, ONE, PREC,
-                    )  # fmt: skip
-                    d, dt, dx, dy, wf = sums_over_values(
-                        one, state, dstate, v_p, v_s, do_p, do_s, i, c, NT, H, r, m, 0, K, V, C, BK, BV, ONE, PREC
-                    )
-                    df = qf.to(tl.float32) * dx - kf.to(tl.float32) * dy
-                    dq_ = tl.exp2(pf) * dx
-                    dk_ = tl.exp2(sf) * dy
-                    d, dt, dx, dy, wb = sums_over_values(
-                        one, state, dstate, v_p, v_s, do_p, do_s, i, c, NT, H, r, m, 1, K, V, C, BK, BV, ONE, PREC
-                    )
-                    db = qb.to(tl.float32) * dx - kb.to(tl.float32) * dy
-                    dq_ += tl.exp2(sb) * dx
-                    dk_ += tl.exp2(pb) * dy
+                    at = operand(at, PREC)
+                    d = tl.zeros([C, C], tl.float32)
+                    dt = tl.zeros([C, C], tl.float32)
+                    dq_ = tl.zeros([C, BK], tl.float32)
+                    dk_ = tl.zeros([C, BK], tl.float32)
+                    df = tl.zeros([C, BK], tl.float32)
+                    db = tl.zeros([C, BK], tl.float32)
+                    wf = tl.zeros([BK], tl.float32)
+                    wb = tl.zeros([BK], tl.float32)
+                    for v0 in range(0, V, BV):
+                        v_ = operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC)
+                        do_ = operand(load_rows(row(do, do_s, b, left, h), do_s[1], r, m, V, BV, v0), PREC)
+                        dv_ = dot(at, do_, PREC)
+                        d += dot(do_, tl.trans(v_), PREC)
+                        dt += dot(v_, tl.trans(do_), PREC)
+                        if not ONE:
+                            for D in tl.static_range(2):
+                                S = load_state(state, i, D, K, V, BK, BV, v0)
+                                dS = load_state(dstate, i, D, K, V, BK, BV, v0)
+                                uq = tl.exp2(pf if D == 0 else sb)
+                                uk = tl.exp2(sf if D == 0 else pb)
+                                x, y = operand(q_ * uq, PREC), operand(k_ * uk, PREC)
+                                dv_ += dot(y, operand(dS, PREC), PREC)
+                                dx = dot(do_, tl.trans(operand(S, PREC)), PREC)
+                                dy = dot(v_, tl.trans(operand(dS, PREC)), PREC)
+                                dq_ += uq * dx
+                                dk_ += uk * dy
+                                dx = x.to(tl.float32) * dx
+                                dy = y.to(tl.float32) * dy
+                                w = tl.exp2(tl.sum(f if D == 0 else e, 0)) * tl.sum(S * dS, 1) + tl.sum(dy, 0)
+                                if D == 0:
+                                    df += dx - dy
+                                    wf += w
+                                else:
+                                    db += dx - dy
+                                    wb += w
+                        store_rows(row(dv, dv_s, b, left, h), dv_s[1], dv_, r, m, V, BV, v0)
                     dii = 2 * tl.sum(tl.where(r[:, None] == r[None, :], d, 0.0), 1)[:, None]
                     dq_ += dii * k_
                     dk_ += dii * q_
@@ -279,7 +284,7 @@ def launch_backward(
     dstate = state
     if not one:
         dstate = torch.empty_like(state)
-        state_kernel[2 * N, ceil_div(V, cfg.BV)](
+        state_kernel[N, ceil_div(V, cfg.BV)](
             q, do, gf, gb, dstate, total, q_s, do_s, gf_s, gb_s, scale / 2, L, NT, H,
             GRAD=True, num_warps=cfg.state_warps, num_stages=1, **tile,
         )  # fmt: skip
@@ -287,12 +292,13 @@ def launch_backward(
     strides = q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s
     launch = dict(ONE=one, num_warps=cfg.grad_warps, num_stages=1)
     if limit is not None:
-        grad_kernel[N,](
-            q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
-            **launch, **tile,
+        walk = min(cfg.grad_walk, NT)
+        grad_kernel[B * ceil_div(NT, walk) * H,](
+            q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides,
+            scale / 2, L, NT, H, N, WALK=walk, **launch, **tile,
         )  # fmt: skip
     exact_grad_kernel[min(N, SEARCHERS),](
-        q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
-        ALL=limit is None, **launch, **tile,
+        q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides,
+        scale / 2, L, NT, H, N, ALL=limit is None, **launch, **tile,
     )  # fmt: skip
     return dq, dk, dv, dgf, dgb

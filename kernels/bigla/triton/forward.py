@@ -40,11 +40,37 @@ from .primitives import (
     precision,
     row,
     rows,
+    running_sum,
     store_rows,
     store_state,
     tile_decay,
     tree_scores,
 )
+
+
+@triton.jit
+def chunk_state(
+    x, w, g, g_s, state, total, i, left, L, v0,
+    D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    GRAD: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """One direction of `state_kernel`: sum_r (x_r 2^G_r) w_r^T, and the total of the gates after `g`."""
+    SUFFIX: tl.constexpr = (D == 0) != GRAD
+    r = tl.arange(0, C)
+    # The gate of the next row that decays, so that the plain sum is the exclusive one: to subtract the own gate would
+    # lose digits.
+    if not GRAD:
+        r = r + 1 if SUFFIX else r - 1
+    m = (r >= 0) & (r < C) & (left + r < L)
+    G = tile_decay(load_rows(g, g_s, r, m, K, BK), m, LOGITS)
+    if not GRAD and v0 == 0:
+        kk = tl.arange(0, BK)
+        far = 0 if SUFFIX else C - 1
+        end = tl.load(g + far * g_s + kk, mask=(kk < K) & (left + far < L), other=0.0)
+        end = tl.where(left + far < L, decay(end, LOGITS), 0.0)
+        tl.store(total + (i.to(tl.int64) * 2 + D) * K + kk, tl.sum(G, 0) + end, mask=kk < K)
+    a = operand(x * tl.exp2(running_sum(G, SUFFIX, PREC)), PREC)
+    store_state(state, i, D, dot(tl.trans(a), w, PREC), K, V, BK, BV, v0)
 
 
 @triton.jit(do_not_specialize=['L', 'NT'])
@@ -53,49 +79,25 @@ def state_kernel(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     GRAD: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One direction of one chunk: sum_r (x_r 2^G_r) y_r^T, rows in the order in which decays accumulate.
+    """Both directions of one chunk: sum_r (x_r 2^G_r) y_r^T.
 
-    Forward, x = k, y = v: a key decays by every step after it, in its direction. G is the exclusive sum that starts at
-    the chunk's far end; the total is written too. Backward (GRAD), x = s q, y = do: a query has decayed by every step
-    up to its own. G is the inclusive sum from the near end.
+    Forward, x = k, y = v: a key decays by every step after it, in either direction. G is the exclusive sum up to the
+    chunk's far end; the totals are written too. Backward (GRAD), x = s q, y = do: a query has decayed by every step up
+    to its own. G is the inclusive sum from the near end.
     """
-    i = tl.program_id(0) // 2
-    d = tl.program_id(0) % 2
+    i = tl.program_id(0)
     v0 = tl.program_id(1) * BV
     b, c, h = locate(i, NT, H)
     left = c * C
     r = tl.arange(0, C)
-    reverse = (d == 0) != GRAD
-    t = tl.where(reverse, C - 1 - r, r)
-    m = left + t < L
-    if d == 0:
-        g = row(gf, gf_s, b, left, h)
-        g_s = gf_s[1]
-    else:
-        g = row(gb, gb_s, b, left, h)
-        g_s = gb_s[1]
-
-    # The gate of row r - 1, so that the plain sum is the exclusive one: subtracting the own gate would lose digits.
-    tg = t
-    mg = m
-    if not GRAD:
-        tg = tl.where(reverse, t + 1, t - 1)
-        mg = (r > 0) & (left + tg < L)
-    G = tile_decay(load_rows(g, g_s, tg, mg, K, BK), mg, LOGITS, PREC)
-    if not GRAD and v0 == 0:
-        kk = tl.arange(0, BK)
-        last = tl.where(reverse, 0, C - 1)
-        end = tl.load(g + last * g_s + kk, mask=(kk < K) & (left + last < L), other=0.0)
-        end = tl.where(left + last < L, decay(end, LOGITS, PREC), 0.0)
-        tl.store(total + (i.to(tl.int64) * 2 + d) * K + kk, tl.sum(G, 0) + end, mask=kk < K)
-    G = tl.cumsum(G, 0)
-
-    a = load_rows(row(x, x_s, b, left, h), x_s[1], t, m, K, BK).to(tl.float32)
+    m = left + r < L
+    x_ = load_rows(row(x, x_s, b, left, h), x_s[1], r, m, K, BK).to(tl.float32)
     if GRAD:
-        a = a * scale
-    a = operand(a * tl.exp2(G), PREC)
-    w = operand(load_rows(row(y, y_s, b, left, h), y_s[1], t, m, V, BV, v0), PREC)
-    store_state(state, i, d, dot(tl.trans(a), w, PREC), K, V, BK, BV, v0)
+        x_ = x_ * scale
+    w = operand(load_rows(row(y, y_s, b, left, h), y_s[1], r, m, V, BV, v0), PREC)
+    f, e = row(gf, gf_s, b, left, h), row(gb, gb_s, b, left, h)
+    chunk_state(x_, w, f, gf_s[1], state, total, i, left, L, v0, 0, K, V, C, BK, BV, GRAD, LOGITS, PREC)
+    chunk_state(x_, w, e, gb_s[1], state, total, i, left, L, v0, 1, K, V, C, BK, BV, GRAD, LOGITS, PREC)
 
 
 @triton.jit
@@ -167,15 +169,14 @@ def out_kernel(
 ):  # fmt: skip
     """Outputs of one chunk, or hard[i] = 1 for one whose decay passes the limit. ONE: the chunk is the sequence."""
     i = N - 1 - tl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
-    v0 = tl.program_id(1) * BV
     b, c, h = locate(i, NT, H)
     left = c * C
     r = tl.arange(0, C)
     m = left + r < L
     q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
     k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS, PREC)
-    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS, PREC)
+    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS)
+    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS)
     if ONE:
         tf = tl.sum(f, 0)
         tb = tl.sum(e, 0)
@@ -185,10 +186,9 @@ def out_kernel(
     F = tl.cumsum(f, 0)
     E = tl.cumsum(e, 0) - e
     decayed = tl.min(tl.minimum(tf, tb), 0) < limit
-    if v0 == 0:
-        tl.store(hard + i, decayed.to(tl.int32))
-        if i == N - 1:
-            tl.store(hard + N, 0)
+    tl.store(hard + i, decayed.to(tl.int32))
+    if i == N - 1:
+        tl.store(hard + N, 0)
     if not decayed:
         qf = operand(q_ * tl.exp2(F - tf[None, :] / 2), PREC)
         kf = operand(k_ * tl.exp2(tf[None, :] / 2 - F), PREC)
@@ -197,13 +197,15 @@ def out_kernel(
         # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both.
         a = tl.where(r[:, None] >= r[None, :], dot(qf, tl.trans(kf), PREC), 0.0)
         a += tl.where(r[:, None] <= r[None, :], dot(qb, tl.trans(kb), PREC), 0.0)
-        v_ = operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC)
-        out = dot(operand(a, PREC), v_, PREC)
-        if not ONE:
-            S = load_state(state, i, 0, K, V, BK, BV, v0) * tl.exp2(tf / 2)[:, None]
-            R = load_state(state, i, 1, K, V, BK, BV, v0) * tl.exp2(tb / 2)[:, None]
-            out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
-        store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+        a = operand(a, PREC)
+        uf, ub = tl.exp2(tf / 2)[:, None], tl.exp2(tb / 2)[:, None]
+        for v0 in range(0, V, BV):
+            out = dot(a, operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC), PREC)
+            if not ONE:
+                S = uf * load_state(state, i, 0, K, V, BK, BV, v0)
+                R = ub * load_state(state, i, 1, K, V, BK, BV, v0)
+                out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
+            store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
 
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
@@ -226,8 +228,8 @@ def exact_out_kernel(
                     m = left + r < L
                     q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
                     k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-                    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS, PREC)
-                    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS, PREC)
+                    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS)
+                    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS)
                     a, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, False)
                     a = operand(a, PREC)
                     qf = operand(q_ * tl.exp2(pf), PREC)
@@ -236,8 +238,9 @@ def exact_out_kernel(
                         v_ = operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC)
                         out = dot(a, v_, PREC)
                         if not ONE:
-                            out += dot(qf, operand(load_state(state, i, 0, K, V, BK, BV, v0), PREC), PREC)
-                            out += dot(qb, operand(load_state(state, i, 1, K, V, BK, BV, v0), PREC), PREC)
+                            S = load_state(state, i, 0, K, V, BK, BV, v0)
+                            R = load_state(state, i, 1, K, V, BK, BV, v0)
+                            out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
                         store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
         i0 += SPAN * G
 
@@ -293,22 +296,22 @@ def launch_forward(
     q, k, v, gf, gb = (rows(x, C) for x in (q, k, v, g_fwd, g_bwd))
     q_s, k_s, v_s, gf_s, gb_s, o_s = (token_strides(x) for x in (q, k, v, gf, gb, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
-    slices = ceil_div(V, cfg.BV)
     if not one:
-        state_kernel[2 * N, slices](
+        state_kernel[N, ceil_div(V, cfg.BV)](
             k, v, gf, gb, state, total, k_s, v_s, gf_s, gb_s, 1.0, L, NT, H,
             GRAD=False, num_warps=cfg.state_warps, num_stages=1, **tile,
         )  # fmt: skip
         scan(state, total, B, NT, H, K, V, cfg, False)
     strides = q_s, k_s, v_s, gf_s, gb_s, o_s
+    tile |= dict(ONE=one, num_stages=1)
     if limit is not None:
-        out_kernel[N, slices](
+        out_kernel[N,](
             q, k, v, gf, gb, state, total, hard, o, *strides, scale / 2, limit, L, NT, H, N,
-            ONE=one, num_warps=cfg.out_warps, num_stages=1, maxnreg=cfg.out_registers, **tile,
+            num_warps=cfg.out_warps, maxnreg=cfg.out_registers, **tile,
         )  # fmt: skip
     exact_out_kernel[min(N, SEARCHERS),](
         q, k, v, gf, gb, state, hard, o, *strides, scale / 2, L, NT, H, N,
-        ALL=limit is None, ONE=one, num_warps=cfg.grad_warps, num_stages=1, **tile,
+        ALL=limit is None, num_warps=cfg.grad_warps, **tile,
     )  # fmt: skip
     return o, state, total, hard
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 # Decorated functions are bound to the interpreter, or not, when they are defined.
 INTERPRETED = triton.knobs.runtime.interpret
+ON_CPU = tl.constexpr(INTERPRETED)  # where there is no inline assembly
 LOG2E = tl.constexpr(1.4426950408889634)
 # Log2 decays below this are this: 2^-160 is 0 in float32, so nothing changes, and -inf keeps out of sums.
 FLOOR = tl.constexpr(-160.0)
@@ -27,6 +28,7 @@ class Config(NamedTuple):
     out_warps: int
     grad_warps: int  # of the exact kernels, too
     out_registers: int | None = None  # at most so many a thread, where that lets more programs run at a time
+    grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
     scan_block: int = 128  # state elements a program of the scan
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
     scan_segment: int = 32  # chunks that a program of the scan takes where there are more than twice as many
@@ -37,8 +39,8 @@ class Config(NamedTuple):
 # have two warps. One warp less than needed in the others, and ptxas spills everything (kilobytes of stack).
 TABLE = {
     torch.bfloat16: {
-        16: Config(32, 64, 1, 1, 1, 96),
-        32: Config(32, 64, 1, 1, 2, 168),
+        16: Config(32, 64, 1, 1, 1, out_registers=96, grad_walk=4),
+        32: Config(32, 64, 1, 1, 2, out_registers=168),
         64: Config(32, 64, 2, 4, 4),
         128: Config(16, 32, 2, 4, 8),
         256: Config(16, 16, 2, 8, 8),
@@ -161,6 +163,13 @@ def store_rows(p, stride, x, r, m, W: tl.constexpr, BW: tl.constexpr, w0=0):
 
 
 @triton.jit
+def load_total(total, i, d, K: tl.constexpr, BK: tl.constexpr):
+    """Log2 decay over chunk i in direction d.  (BK)"""
+    kk = tl.arange(0, BK)
+    return tl.load(total + (i.to(tl.int64) * 2 + d) * K + kk, mask=kk < K, other=0.0)
+
+
+@triton.jit
 def load_state(state, i, d, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, v0):
     """Columns v0.. of state[i, d], which is stored as it is, K x V.  (BK, BV)"""
     kk, vv = tl.arange(0, BK)[:, None], v0 + tl.arange(0, BV)[None, :]
@@ -179,35 +188,35 @@ def store_state(state, i, d, x, K: tl.constexpr, V: tl.constexpr, BK: tl.constex
 
 
 @triton.jit
-def load_total(total, i, d, K: tl.constexpr, BK: tl.constexpr):
-    kk = tl.arange(0, BK)
-    return tl.load(total + (i.to(tl.int64) * 2 + d) * K + kk, mask=kk < K, other=0.0)
+def log2(x):
+    """By the hardware: `tl.log2` takes twenty instructions."""
+    if ON_CPU:
+        return tl.log2(x)
+    else:
+        return tl.inline_asm_elementwise('lg2.approx.ftz.f32 $0, $1;', '=f,f', [x], tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
-def log2_approx(x):
-    """The hardware's log2; libdevice's, which `tl.log2` is, takes twenty instructions."""
-    return tl.inline_asm_elementwise('lg2.approx.ftz.f32 $0, $1;', '=f,f', [x], dtype=tl.float32, is_pure=True, pack=1)
+def reciprocal(x):
+    if ON_CPU:
+        return 1 / x
+    else:
+        return tl.inline_asm_elementwise('rcp.approx.ftz.f32 $0, $1;', '=f,f', [x], tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
-def decay(g, LOGITS: tl.constexpr, PREC: tl.constexpr):
+def decay(g, LOGITS: tl.constexpr):
     """Log2 decay of a loaded gate: log a, or x of ViG's log a = logsigmoid(x) / 16."""
     g = g.to(tl.float32) * LOG2E
     if LOGITS:
-        y = 1 + tl.exp2(-tl.abs(g))
-        if PREC == 'ieee':
-            y = tl.log2(y)
-        else:
-            y = log2_approx(y)
-        g = (tl.minimum(g, 0.0) - y) / 16
+        g = (tl.minimum(g, 0.0) - log2(1 + tl.exp2(-tl.abs(g)))) * 0.0625
     return tl.maximum(g, FLOOR)
 
 
 @triton.jit
-def tile_decay(g, m, LOGITS: tl.constexpr, PREC: tl.constexpr):
+def tile_decay(g, m, LOGITS: tl.constexpr):
     """`decay` of rows that were loaded under the mask `m`, 0 outside it: a log a of 0 is one, a logit of 0 is not."""
-    g = decay(g, LOGITS, PREC)
+    g = decay(g, LOGITS)
     if LOGITS:
         g = tl.where(m[:, None], g, 0.0)
     return g
@@ -217,7 +226,7 @@ def tile_decay(g, m, LOGITS: tl.constexpr, PREC: tl.constexpr):
 def gate_grad(dg, g, LOGITS: tl.constexpr):
     """Gradient of what was loaded, from that of log a."""
     if LOGITS:
-        dg = dg / (16 * (1 + tl.exp2(g.to(tl.float32) * LOG2E)))
+        dg = dg * 0.0625 * reciprocal(1 + tl.exp2(g.to(tl.float32) * LOG2E))
     return dg
 
 
@@ -234,11 +243,23 @@ def operand(x, PREC: tl.constexpr):
 
 
 @triton.jit
-def dot(x, y, PREC: tl.constexpr):
+def dot(x, y, PREC: tl.constexpr, acc=None):
     if PREC == 'bf16':
-        return tl.dot(x, y)
+        return tl.dot(x, y, acc)
     else:
-        return tl.dot(x, y, input_precision=PREC)
+        return tl.dot(x, y, acc, input_precision=PREC)
+
+
+@triton.jit
+def running_sum(x, BACK: tl.constexpr, PREC: tl.constexpr):
+    """Sums over the rows up to each, or from each to the last (BACK).
+
+    A scan from the last takes three times the shuffles. In bfloat16 the total less the rows before is as good.
+    """
+    if BACK and PREC == 'bf16':
+        return tl.sum(x, 0)[None, :] - tl.cumsum(x, 0) + x
+    else:
+        return tl.cumsum(x, 0, reverse=BACK)
 
 
 @triton.jit
