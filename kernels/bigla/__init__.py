@@ -1,5 +1,5 @@
-"""Bidirectional gated linear attention (BiGLA), the operator of ViG: one public function and its implementations."""
+"""Bidirectional gated linear attention (BiGLA), the operator of ViG, and what its token mixer fuses around it."""
 
-from .api import bigla, debug
+from .api import bigla, bigla_mixer, debug, depthwise_conv
 
-__all__ = ['bigla', 'debug']
+__all__ = ['bigla', 'bigla_mixer', 'debug', 'depthwise_conv']

@@ -1,4 +1,4 @@
-"""The public operator: contract, validation, choice of an implementation.
+"""The public functions: contract, validation, choice of an implementation.
 
 Shapes are written in one alphabet, here and in every implementation: `B` batch, `L` tokens in row-major image order,
 `nh` heads, `K` key width and `V` value width of one head. Tensors are token-major, `(B, L, nh, K)`.
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import chunked, reference
+from . import chunked, composed, reference
 
-__all__ = ['bigla', 'debug']
+__all__ = ['bigla', 'bigla_mixer', 'debug', 'depthwise_conv']
 
 _IMPLS = ('triton', 'chunked', 'reference')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -70,8 +70,7 @@ def bigla(
         UserWarning: Once, where impl is None and a GPU runs ``'chunked'`` because ``'triton'`` does not serve it.
     """
     _validate(q, k, v, g_fwd, g_bwd, scale)
-    if impl is not None and impl not in _IMPLS:
-        raise ValueError(f'impl must be None or one of {_IMPLS}, got {impl!r}')
+    _validate_impl(impl)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if _debug:
@@ -92,6 +91,118 @@ def bigla(
     return (chunked if impl == 'chunked' else reference).bigla(q, k, v, g_fwd, g_bwd, scale)
 
 
+def bigla_mixer(
+    projected: Tensor,
+    local: Tensor,
+    decay_weight: Tensor,
+    decay_bias: Tensor,
+    gate_bias: Tensor,
+    norm_weight: Tensor,
+    local_norm_weight: Tensor,
+    *,
+    num_heads: int,
+    eps: float = 1e-6,
+    act: bool = False,
+    impl: str | None = None,
+) -> Tensor:
+    """ViG's token mixer from one packed projection to the gated output (arXiv 2405.18425, sections 3.2 and 3.3)::
+
+        q, k, v, gate, low = projected              x_fwd, x_bwd = decay_weight low + decay_bias
+        o = norm(bigla(q, k, v, x_fwd, x_bwd, gate_logits=True))         G = sigmoid(gate + gate_bias)
+        y = o G + local_norm(local) (1 - G)         and SiLU of that, if `act`
+
+    where the norms are RMSNorms over the channels of a head. The gradient of `projected` comes as one packed tensor;
+    the gate logits, norms and gates are not kept for the backward.
+
+    Args:
+        projected: q and k (C / 2 channels each), v and gate (C each) and the low-rank decay (R) side by side,
+            (B, L, 3 C + R); float16, bfloat16, float32 or float64. Heads own contiguous channels of each.
+        local: Tokens (B, L, C) of projected's dtype, with which the output is mixed.
+        decay_weight: (C, R); with its bias it makes the gate logits, forward's half first. Parameters may have another
+            dtype than projected.
+        decay_bias: (C,).
+        gate_bias: (C,).
+        norm_weight: (V,) with V = C / num_heads.
+        local_norm_weight: (V,).
+        num_heads: Heads nh; C is a multiple of 2 nh.
+        eps: Added to the mean squares in the norms.
+        act: Put a SiLU behind.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        y (B, L, C), of local's dtype.
+
+    Raises:
+        TypeError: An argument is no tensor, or dtypes do not go together.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
+    """
+    tensors = {'projected': projected, 'local': local}
+    parameters = {
+        'decay_weight': decay_weight,
+        'decay_bias': decay_bias,
+        'gate_bias': gate_bias,
+        'norm_weight': norm_weight,
+        'local_norm_weight': local_norm_weight,
+    }
+    _validate_tensors(tensors | parameters, projected.device if isinstance(projected, Tensor) else None)
+    _validate_impl(impl)
+    if local.ndim != 3 or projected.ndim != 3 or projected.shape[:2] != local.shape[:2]:
+        raise ValueError(
+            'projected (B, L, 3 C + R) and local (B, L, C) must have three dimensions and share B and L, got shapes '
+            f'{tuple(projected.shape)} and {tuple(local.shape)}'
+        )
+    if local.dtype != projected.dtype:
+        raise TypeError(f"local must have projected's dtype {projected.dtype}, got {local.dtype}: cast it")
+    dims = local.shape[-1]
+    rank = projected.shape[-1] - 3 * dims
+    if rank < 1:
+        raise ValueError(f'projected must be wider than 3 C = {3 * dims}, got shape {tuple(projected.shape)}')
+    if num_heads < 1 or dims < 1 or dims % (2 * num_heads):
+        raise ValueError(f'local must have a multiple of 2 * num_heads = {2 * num_heads} channels, got {dims}')
+    wanted = dict(zip(parameters, [(dims, rank), (dims,), (dims,), (dims // num_heads,), (dims // num_heads,)]))
+    for name, shape in wanted.items():
+        if parameters[name].shape != shape:
+            raise ValueError(f'{name} must have shape {shape}, got {tuple(parameters[name].shape)}')
+    if local.shape[1] == 0:  # empty, and differentiable in all seven
+        return local * sum(x.sum() for x in (projected, *parameters.values())).to(local.dtype)
+    args = *tensors.values(), *parameters.values(), num_heads, eps, act
+    if _choose(impl, projected, 'projected', dims // num_heads) == 'triton':
+        from . import triton
+
+        return triton.bigla_mixer(*args)
+    return composed.mixer((reference if impl == 'reference' else chunked).bigla, *args)
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, *, act: bool = False, impl: str | None = None) -> Tensor:
+    """Depthwise 3x3 convolution of a channels-last grid, zero outside, and SiLU of that if `act`.
+
+    Args:
+        x: (B, H, W, C), dense in the last dimension or copied once; float16, bfloat16, float32 or float64.
+        weight: (C, 1, 3, 3), as `torch.nn.Conv2d` has it; any of these dtypes.
+        act: Put a SiLU behind.
+        impl: As in :func:`bigla`; ``'chunked'`` is the convolution that PyTorch has for the device.
+
+    Returns:
+        y (B, H, W, C), of x's dtype; sums are accumulated in float32 or wider by all but ``'chunked'``.
+
+    Raises:
+        TypeError: An argument is no tensor, or its dtype is none of these.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
+    """
+    _validate_tensors({'x': x, 'weight': weight}, x.device if isinstance(x, Tensor) else None)
+    _validate_impl(impl)
+    if x.ndim != 4:
+        raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
+    if weight.shape != (x.shape[-1], 1, 3, 3):
+        raise ValueError(f'weight must have shape {(x.shape[-1], 1, 3, 3)}, got {tuple(weight.shape)}')
+    chosen = _choose(impl, x, 'x')
+    if chosen == 'triton':
+        from . import triton
+
+        return triton.depthwise_conv(x, weight, act)
+    return (reference if chosen == 'reference' else composed).depthwise_conv(x, weight, act)
+
+
 @contextmanager
 def debug(enabled: bool = True) -> Iterator[None]:
     """Check every gate's value inside the block, or with ``enabled=False`` stop doing so.
@@ -107,6 +218,21 @@ def debug(enabled: bool = True) -> Iterator[None]:
         _debug = before
 
 
+def _choose(impl: str | None, x: Tensor, name: str, width: int = 1) -> str:
+    """The implementation for arguments like `x`, called `name`, with heads of `width`."""
+    if impl in ('chunked', 'reference') or (impl is None and not x.is_cuda):
+        return impl or 'chunked'
+    reason = _unserved_tensor(x, name)
+    if not reason and width > 256:
+        reason = f'heads must be at most 256 wide, got {width}'
+    if not reason:
+        return 'triton'
+    if impl == 'triton':
+        raise ValueError(f"impl='triton' cannot serve these arguments: {reason}; impl='chunked' can")
+    _warn(reason)
+    return 'chunked'
+
+
 def _unserved(*args: Tensor) -> str | None:
     """Why the Triton kernels do not take these arguments; None where they do."""
     try:
@@ -116,16 +242,44 @@ def _unserved(*args: Tensor) -> str | None:
     return triton.unsupported(*args)
 
 
+def _unserved_tensor(x: Tensor, name: str) -> str | None:
+    try:
+        from . import triton
+    except ImportError as error:
+        return f'Triton cannot be imported ({error})'
+    return triton.unsupported_tensor(x, name)
+
+
 def _triton_serves(*args: Tensor) -> bool:
     reason = _unserved(*args)
-    if reason and not torch.compiler.is_compiling():
-        _warn_once(reason)
+    if reason:
+        _warn(reason)
     return reason is None
+
+
+def _warn(reason: str) -> None:
+    if not torch.compiler.is_compiling():
+        _warn_once(reason)
 
 
 @functools.cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f'bigla runs on this GPU without its Triton kernels, slowly: {reason}', stacklevel=4)
+
+
+def _validate_impl(impl: str | None) -> None:
+    if impl is not None and impl not in _IMPLS:
+        raise ValueError(f'impl must be None or one of {_IMPLS}, got {impl!r}')
+
+
+def _validate_tensors(args: dict[str, Tensor], device: torch.device | None) -> None:
+    for name, x in args.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f'{name} must be a torch.Tensor, got {type(x).__name__}')
+        if x.dtype not in _DTYPES:
+            raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
+        if x.device != device:
+            raise ValueError(f'{name} is on {x.device}, but {next(iter(args))} is on {device}: move them to one device')
 
 
 def _validate(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float | None) -> None:

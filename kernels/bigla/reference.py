@@ -1,8 +1,9 @@
-"""BiGLA as its equation reads, one token a step: the oracle of every other implementation."""
+"""BiGLA as its equation reads, one token a step, and the convolution as nine sums: the oracles."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,3 +36,13 @@ def _scan(q: Sequence[Tensor], k: Sequence[Tensor], v: Sequence[Tensor], g: Sequ
         S = g_t.exp().unsqueeze(-1) * S + k_t.unsqueeze(-1) * v_t.unsqueeze(-2)  # (B, nh, K, V)
         out.append((q_t.unsqueeze(-2) @ S).squeeze(-2))
     return out
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
+    """`api.depthwise_conv` by its sum over nine neighbours, in float32 or wider."""
+    H, W = x.shape[1:3]
+    dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    padded = F.pad(x.to(dtype), (0, 0, 1, 1, 1, 1))
+    weight = weight.to(dtype)
+    y = sum(padded[:, i : i + H, j : j + W] * weight[:, 0, i, j] for i in range(3) for j in range(3))
+    return (y * torch.sigmoid(y) if act else y).to(x.dtype)

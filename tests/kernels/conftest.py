@@ -45,6 +45,20 @@ def make_inputs() -> Callable[..., list[Tensor]]:
 
 
 @pytest.fixture
+def make_mixer() -> Callable[..., list[Tensor]]:
+    """`make(B, L, dims, num_heads, rank)` gives the seven tensors of `bigla_mixer` as leaves that require gradients."""
+
+    def make(B=2, L=5, dims=24, num_heads=2, rank=3, *, dtype=torch.float32, seed=0) -> list[Tensor]:
+        rng = torch.Generator().manual_seed(seed)
+        V = dims // num_heads
+        shapes = (B, L, 3 * dims + rank), (B, L, dims), (dims, rank), (dims,), (dims,), (V,), (V,)
+        tensors = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+        return [x.to(dtype).requires_grad_() for x in tensors]
+
+    return make
+
+
+@pytest.fixture
 def run() -> Callable[..., list[Tensor]]:
     """`run(fn, inputs)` gives the output and the gradients of the five inputs under one fixed output gradient."""
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import bigla.triton as kernels
-from bigla import bigla, chunked
+from bigla import bigla, bigla_mixer, chunked, depthwise_conv
 from bigla.triton import backward, forward, primitives
 
 ROUNDING = {torch.float16: 2.0**-11, torch.float32: 2.0**-24}
@@ -238,3 +238,60 @@ def test_unsupported(change, make_inputs):
     assert kernels.unsupported(q, k, v, g_fwd, g_bwd).startswith(
         {'wide v': 'v', 'double gates': 'g_fwd'}.get(change, 'q')
     )
+
+
+def gradients(fn, args):
+    y = fn(*args)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, args, dy)]
+
+
+def agree(got, want, tolerance):
+    for a, b in zip(got, want, strict=True):
+        assert a.isfinite().all() and (a.double() - b.double()).norm() <= tolerance * b.double().norm()
+
+
+@pytest.mark.parametrize('act', [False, True])
+@pytest.mark.parametrize('shape', [(2, 5, 11, 70), (1, 1, 1, 3), (1, 9, 8, 64)])
+def test_conv(shape, act):
+    x, weight = torch.randn(shape), torch.randn(shape[-1], 1, 3, 3)
+    got = gradients(lambda *a: kernels.depthwise_conv(*a, act), [x.requires_grad_(), weight.requires_grad_()])
+    wide = [a.detach().double().requires_grad_() for a in (x, weight)]
+    agree(got, gradients(lambda *a: depthwise_conv(*a, act=act, impl='reference'), wide), 1e-6)
+
+
+def test_conv_of_a_view():
+    """Any strides with dense channels; another last stride is copied once."""
+    x, weight = torch.randn(2, 6, 5, 40), torch.randn(16, 1, 3, 3)
+    for view in (x[..., 8:24], x[..., 8:40:2], x[:1].expand(3, -1, -1, -1)[..., :16]):
+        got = kernels.depthwise_conv(view, weight, False)
+        torch.testing.assert_close(got, depthwise_conv(view, weight, impl='reference'))
+
+
+@pytest.mark.parametrize('act', [False, True])
+@pytest.mark.parametrize('L, dims, num_heads', [(1, 32, 1), (37, 24, 2), (5, 36, 3)])
+def test_mixer(L, dims, num_heads, act, make_mixer):
+    args = make_mixer(2, L, dims, num_heads, dtype=torch.float32)
+    got = gradients(lambda *a: kernels.bigla_mixer(*a, num_heads, 1e-6, act), args)
+    wide = [a.detach().double().requires_grad_() for a in args]
+    agree(got, gradients(lambda *a: bigla_mixer(*a, num_heads=num_heads, act=act, impl='reference'), wide), 2e-6)
+
+
+def test_mixer_of_nothing(make_mixer):
+    for shape in ((0, 5), (2, 0)):
+        got = gradients(lambda *a: bigla_mixer(*a, num_heads=2), make_mixer(*shape))
+        assert all(x.isfinite().all() for x in got)
+
+
+def test_mixer_and_conv_in_graphs(make_mixer):
+    args = [x.detach() for x in make_mixer(1, 20, 32, 2)]
+    torch.library.opcheck(torch.ops.bigla.mixer, (*args, 2, 1e-6, True, 16, False))
+    torch.library.opcheck(torch.ops.bigla.depthwise_conv, (torch.randn(1, 3, 4, 8), torch.randn(8, 1, 3, 3), True))
+
+    def step(x, weight, *args):
+        return kernels.bigla_mixer(*args, 2, 1e-6, True).sum() + kernels.depthwise_conv(x, weight, True).sum()
+
+    args = torch.randn(1, 3, 4, 8), torch.randn(8, 1, 3, 3), *args
+    compiled = torch.compile(step, fullgraph=True, backend='aot_eager', dynamic=True)
+    args = [a.requires_grad_() for a in args]
+    agree(gradients(compiled, args), gradients(step, args), 1e-6)

@@ -1,4 +1,4 @@
-"""The same training by two implementations of the operator: the curves of the loss and the models agree."""
+"""The same training by two implementations of the mixer: the curves of the loss and the models agree."""
 
 from functools import partial
 
@@ -16,7 +16,8 @@ ARCH = dict(embed_dims=64, depth=2, num_heads=2, act=True, drop_path_rate=0.0)
 
 def train(impl: str, device: str, steps: int, monkeypatch, autocast: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of each step, and all parameters at the end, of fitting eight images to random directions."""
-    monkeypatch.setattr(mixer, 'bigla', partial(bigla.bigla, impl=impl))
+    for name in ('bigla_mixer', 'depthwise_conv'):
+        monkeypatch.setattr(mixer, name, partial(getattr(bigla, name), impl=impl))
     torch.manual_seed(0)
     model = ViG(arch=ARCH, img_size=96).to(device)
     model.init_weights()

@@ -20,6 +20,8 @@ miscompiles a dot whose operand is a transposed result on Hopper (fla-org/flash-
 2. `grad_kernel`: the five gradients, by one writer each.  3. `exact_grad_kernel`: those of the hard chunks.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -102,7 +104,7 @@ def direction_grads(
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
 def grad_kernel(
     q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
-    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, scale, L, NT, H, N,
+    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
@@ -148,12 +150,12 @@ def grad_kernel(
             qf, kf, F, uf, f, v_p, v_s[1], do_p, do_s[1], state, dstate, i, r, m,
             0, K, V, C, BK, BV, ONE, LOGITS, PREC,
         )  # fmt: skip
-        store_rows(row(dgf, dk_s, b, left, h), dk_s[1], df, r, soft, K, BK)
+        store_rows(row(dgf, dg_s, b, left, h), dg_s[1], df, r, soft, K, BK)
         dqb, dkb, db = direction_grads(
             qb, kb, E, ub, e, v_p, v_s[1], do_p, do_s[1], state, dstate, i, r, m,
             1, K, V, C, BK, BV, ONE, LOGITS, PREC,
         )  # fmt: skip
-        store_rows(row(dgb, dk_s, b, left, h), dk_s[1], db, r, soft, K, BK)
+        store_rows(row(dgb, dg_s, b, left, h), dg_s[1], db, r, soft, K, BK)
         store_rows(row(dq, dk_s, b, left, h), dk_s[1], (dqf + dqb) * scale, r, soft, K, BK)
         store_rows(row(dk, dk_s, b, left, h), dk_s[1], dkf + dkb, r, soft, K, BK)
 
@@ -161,7 +163,7 @@ def grad_kernel(
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
 def exact_grad_kernel(
     q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb,
-    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, scale, L, NT, H, N,
+    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ALL: tl.constexpr, ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
@@ -247,8 +249,8 @@ def exact_grad_kernel(
                     db = tl.cumsum(db, 0) + wb[None, :]
                     f = load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK)
                     e = load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK)
-                    store_rows(row(dgf, dk_s, b, left, h), dk_s[1], gate_grad(df, f, LOGITS), r, m, K, BK)
-                    store_rows(row(dgb, dk_s, b, left, h), dk_s[1], gate_grad(db, e, LOGITS), r, m, K, BK)
+                    store_rows(row(dgf, dg_s, b, left, h), dg_s[1], gate_grad(df, f, LOGITS), r, m, K, BK)
+                    store_rows(row(dgb, dg_s, b, left, h), dg_s[1], gate_grad(db, e, LOGITS), r, m, K, BK)
                     store_rows(row(dq, dk_s, b, left, h), dk_s[1], dq_ * scale, r, m, K, BK)
                     store_rows(row(dk, dk_s, b, left, h), dk_s[1], dk_, r, m, K, BK)
         i0 += SPAN * G
@@ -257,29 +259,33 @@ def exact_grad_kernel(
 def launch_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor,
     state: Tensor, total: Tensor, hard: Tensor, scale: float, gate_logits: bool, C: int, one: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    into: Sequence[Tensor] | None = None,
+) -> Sequence[Tensor]:  # fmt: skip
     """Launch the backward.
 
     Args:
         do: Gradient of o (B, L, nh, V), any strides.
         q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one: What `launch_forward` got.
         state, total, hard: What it returned besides o.
+        into: Where the five gradients go: tensors of the inputs' shapes and dtypes, dense in the last dimension; the
+            first two have the same strides, and the last two.
 
     Returns:
-        Gradients of q, k, v, g_fwd and g_bwd, each contiguous and of its input's dtype.
+        Gradients of q, k, v, g_fwd and g_bwd: `into`, or new tensors.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
     NT = ceil_div(L, C)
     N = B * NT * H
-    dq, dk, dgf, dgb = (x.new_empty(B, L, H, K) for x in (q, k, g_fwd, g_bwd))
-    dv = v.new_empty(B, L, H, V)
+    if into is None:
+        into = [x.new_empty(x.shape) for x in (q, k, v, g_fwd, g_bwd)]
+    dq, dk, dv, dgf, dgb = into
     if N == 0:
-        return dq, dk, dv, dgf, dgb
+        return into
     cfg = config(C, K, V, q.dtype)
     prec, limit = precision(q.dtype)
     q, k, v, gf, gb, do = (rows(x, C) for x in (q, k, v, g_fwd, g_bwd, do))
-    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s = (token_strides(x) for x in (q, k, v, gf, gb, do, dk, dv))
+    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s = (token_strides(x) for x in (q, k, v, gf, gb, do, dk, dv, dgf))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
     dstate = state
     if not one:
@@ -289,7 +295,7 @@ def launch_backward(
             GRAD=True, num_warps=cfg.state_warps, num_stages=1, **tile,
         )  # fmt: skip
         scan(dstate, total, B, NT, H, K, V, cfg, True)
-    strides = q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s
+    strides = q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s
     launch = dict(ONE=one, num_warps=cfg.grad_warps, num_stages=1)
     if limit is not None:
         walk = min(cfg.grad_walk, NT)
@@ -301,4 +307,4 @@ def launch_backward(
         q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides,
         scale / 2, L, NT, H, N, ALL=limit is None, **launch, **tile,
     )  # fmt: skip
-    return dq, dk, dv, dgf, dgb
+    return into

@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
-from bigla import bigla
+from bigla import bigla_mixer, depthwise_conv
 
 GATE_RANK = 16  # width of the low-rank projection that the gate logits come from
 
@@ -29,7 +30,7 @@ class BiGLAMixer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.conv = nn.Conv2d(dims, dims, 3, padding=1, groups=dims, bias=False)
-        self.act = nn.SiLU() if act else nn.Identity()
+        self.act = act
         self.qkv = nn.Linear(dims, 2 * dims, bias=False)
         self.decay = nn.Sequential(nn.Linear(dims, GATE_RANK, bias=False), nn.Linear(GATE_RANK, dims))
         self.gate = nn.Linear(dims, dims)
@@ -39,19 +40,28 @@ class BiGLAMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        grid, dims = x.shape[1:3], x.shape[3]
-        local = self.act(self.conv(x.permute(0, 3, 1, 2)))
-        local = local.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, C)
+        x = x.to(autocast_dtype(x))
+        local = depthwise_conv(x, self.conv.weight, act=self.act)
+        local = local.flatten(1, 2)  # (B, L, C)
+        # One product for q, k, v, the 2D gate and the low rank that the decays come from.
+        weight = torch.cat([self.qkv.weight, self.gate.weight, self.decay[0].weight])
+        y = bigla_mixer(
+            F.linear(local, weight),  # (B, L, 3 C + GATE_RANK)
+            local,
+            self.decay[1].weight,
+            self.decay[1].bias,
+            self.gate.bias,
+            self.norm.weight,
+            self.local_norm.weight,
+            num_heads=self.num_heads,
+            eps=self.norm.eps,
+            act=self.act,
+        )
+        return self.proj(y).unflatten(1, x.shape[1:3])
 
-        q, k, v = self.heads(self.qkv(local), dims // 2, dims // 2, dims)  # (B, L, nh, K), same, (B, L, nh, V)
-        g_fwd, g_bwd = self.heads(self.decay(local), dims // 2, dims // 2)  # (B, L, nh, K) each
-        mixed = self.norm(bigla(q, k, v, g_fwd, g_bwd, gate_logits=True))  # (B, L, nh, V)
 
-        (gate,) = self.heads(torch.sigmoid(self.gate(local)), dims)
-        (local,) = self.heads(local, dims)
-        y = torch.lerp(self.local_norm(local), mixed, gate)
-        return self.proj(self.act(y.flatten(2))).unflatten(1, grid)
-
-    def heads(self, x: Tensor, *widths: int) -> list[Tensor]:
-        """Cuts (B, L, sum(widths)) into views (B, L, nh, width / nh)."""
-        return [part.unflatten(-1, (self.num_heads, -1)) for part in x.split(widths, dim=-1)]
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type in which autocast, where it is on, would compute a product of `x`."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)

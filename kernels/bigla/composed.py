@@ -1,0 +1,38 @@
+"""The functions around BiGLA in ViG's mixer, out of PyTorch's own: any device, dtype and order of derivative."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mixer(
+    bigla: Callable[..., Tensor], projected: Tensor, local: Tensor, decay_weight: Tensor, decay_bias: Tensor,
+    gate_bias: Tensor, norm_weight: Tensor, local_norm_weight: Tensor, num_heads: int, eps: float, act: bool,
+) -> Tensor:  # fmt: skip
+    """`api.bigla_mixer` with `bigla(q, k, v, g_fwd, g_bwd, scale)` for the operator."""
+    dims = local.shape[-1]
+    wide = torch.promote_types(projected.dtype, torch.float32)
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (num_heads, -1))
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(heads(x).to(wide), weight.shape, weight.to(wide), eps)  # (B, L, nh, V)
+
+    with torch.autocast(projected.device.type, enabled=False):
+        q, k, v, gate, low = projected.split([dims // 2, dims // 2, dims, dims, projected.shape[-1] - 3 * dims], -1)
+        logits = F.linear(low, decay_weight.to(low.dtype), decay_bias.to(low.dtype)).to(wide)
+        gates = (heads(x) for x in (F.logsigmoid(logits) / 16).chunk(2, -1))
+        q, k, v = heads(q), heads(k), heads(v)
+        o = bigla(q, k, v, *gates, q.shape[-1] ** -0.5).flatten(2)
+        gate = torch.sigmoid(heads(gate.to(wide) + gate_bias.to(wide)))
+        y = torch.lerp(norm(local, local_norm_weight), norm(o, norm_weight), gate).flatten(2)
+        return (F.silu(y) if act else y).to(local.dtype)
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
+    """`api.depthwise_conv` by the convolution that PyTorch has for the device."""
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype), padding=1, groups=x.shape[-1]).permute(0, 2, 3, 1)
+    return F.silu(y) if act else y

@@ -1,0 +1,173 @@
+"""Depthwise 3x3 convolution on a channels-last grid, with an optional SiLU, in Triton.
+
+With x zero outside the grid, p = conv(x), y = SiLU(p) or p, and dp = dy SiLU'(p) or dy::
+
+    p[h, w]  = sum_ij weight[i, j] x[h + i - 1, w + j - 1]
+    dx[h, w] = sum_ij weight[i, j] dp[h - i + 1, w - j + 1]
+    dweight[i, j] = sum_hw x[h, w] dp[h - i + 1, w - j + 1]
+
+The gradients of x and of the weights look at the same nine neighbours of dp: one pass makes both. p is computed again
+where dp needs it, not kept. Weights' gradients are summed program by program and then over the programs, so that
+results are the same bits on every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .primitives import ceil_div, reciprocal
+
+# A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load.
+ROWS, COLUMNS, CHANNELS, WARPS = 4, 8, 64, 4
+
+
+@triton.jit
+def place(H, W, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
+    """First row of a program's tile, its columns and channels, and the sample."""
+    down, across = (H + ROWS - 1) // ROWS, (W + COLUMNS - 1) // COLUMNS
+    i = tl.program_id(0)
+    w = i % across * COLUMNS + tl.arange(0, COLUMNS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    return i // across % down * ROWS, w[:, None], c[None, :], i // across // down
+
+
+@triton.jit
+def load_tokens(x, x_s, b, h, w, c, H, W, C):
+    """x[b, h, w, c] in float32, 0 outside the grid.  (COLUMNS, CHANNELS)"""
+    p = x + b.to(tl.int64) * x_s[0] + h.to(tl.int64) * x_s[1] + w * x_s[2] + c
+    return tl.load(p, mask=(h >= 0) & (h < H) & (w >= 0) & (w < W) & (c < C), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tokens(x, x_s, value, b, h, w, c, H, W, C):
+    p = x + b.to(tl.int64) * x_s[0] + h.to(tl.int64) * x_s[1] + w * x_s[2] + c
+    tl.store(p, value.to(x.dtype.element_ty), mask=(h < H) & (w < W) & (c < C))
+
+
+@triton.jit
+def convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS: tl.constexpr):
+    """The convolution in float32, ROWS times (COLUMNS, CHANNELS)."""
+    k = ()
+    for j in tl.static_range(9):
+        k = k + (tl.load(weight + c * 9 + j, mask=c < C, other=0.0).to(tl.float32),)
+    sums = ()
+    for _ in tl.static_range(ROWS):
+        sums = sums + (tl.zeros([w.shape[0], c.shape[1]], tl.float32),)
+    for i in tl.static_range(ROWS + 2):
+        for j in tl.static_range(3):
+            t = load_tokens(x, x_s, b, h + i - 1, w + j - 1, c, H, W, C)
+            added = ()
+            for o in tl.static_range(ROWS):
+                if i - o >= 0 and i - o < 3:
+                    added = added + (sums[o] + t * k[(i - o) * 3 + j],)
+                else:
+                    added = added + (sums[o],)
+            sums = added
+    return sums
+
+
+@triton.jit
+def sigmoid(x):
+    return reciprocal(1 + tl.exp2(-1.4426950408889634 * x))
+
+
+@triton.jit(do_not_specialize=['H', 'W'])
+def conv_kernel(
+    x, weight, dy, out, x_s, dy_s, out_s, H, W, C,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
+):  # fmt: skip
+    """y; GRAD: dp of a convolution with SiLU."""
+    h, w, c, b = place(H, W, C, ROWS, COLUMNS, CHANNELS)
+    sums = convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS)
+    for o in tl.static_range(ROWS):
+        p = sums[o]
+        if ACT:
+            s = sigmoid(p)
+            if GRAD:
+                p = load_tokens(dy, dy_s, b, h + o, w, c, H, W, C) * s * (1 + p * (1 - s))
+            else:
+                p = p * s
+        store_tokens(out, out_s, p, b, h + o, w, c, H, W, C)
+
+
+@triton.jit(do_not_specialize=['H', 'W'])
+def conv_grad_kernel(
+    x, weight, dp, dx, parts, x_s, dp_s, dx_s, H, W, C,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """dx, and this program's part of dweight."""
+    h, w, c, b = place(H, W, C, ROWS, COLUMNS, CHANNELS)
+    k = ()
+    part = ()
+    for j in tl.static_range(9):
+        k = k + (tl.load(weight + c * 9 + j, mask=c < C, other=0.0).to(tl.float32),)
+        part = part + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
+    sums = ()
+    xs = ()
+    for o in tl.static_range(ROWS):
+        sums = sums + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
+        xs = xs + (load_tokens(x, x_s, b, h + o, w, c, H, W, C),)
+    for i in tl.static_range(ROWS + 2):
+        for j in tl.static_range(3):
+            t = load_tokens(dp, dp_s, b, h + i - 1, w + j - 1, c, H, W, C)
+            added = ()
+            for o in tl.static_range(ROWS):
+                if i - o >= 0 and i - o < 3:
+                    added = added + (sums[o] + t * k[8 - (i - o) * 3 - j],)
+                else:
+                    added = added + (sums[o],)
+            sums = added
+            more = ()
+            for n in tl.static_range(9):
+                o = i - (8 - n) // 3
+                if (8 - n) % 3 == j and o >= 0 and o < ROWS:
+                    more = more + (part[n] + t * xs[o],)
+                else:
+                    more = more + (part[n],)
+            part = more
+    for o in tl.static_range(ROWS):
+        store_tokens(dx, dx_s, sums[o], b, h + o, w, c, H, W, C)
+    for n in tl.static_range(9):
+        at = parts + (tl.program_id(0).to(tl.int64) * 9 + n) * C
+        tl.store(at[None, None] + c, tl.sum(part[n], 0)[None, :], mask=c < C)
+
+
+def dense(x: Tensor) -> Tensor:
+    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def grid(B: int, H: int, W: int, C: int) -> tuple[int, int]:
+    return B * ceil_div(H, ROWS) * ceil_div(W, COLUMNS), ceil_div(C, CHANNELS)
+
+
+TILE = dict(ROWS=ROWS, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS)
+
+
+def launch_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
+    """y (B, H, W, C), contiguous, of x (B, H, W, C) and weight (C, 1, 3, 3), contiguous."""
+    B, H, W, C = x.shape
+    x = dense(x)
+    y = x.new_empty(B, H, W, C)
+    if y.numel():
+        strides = x.stride()[:3], y.stride()[:3], y.stride()[:3]
+        conv_kernel[grid(B, H, W, C)](x, weight, y, y, *strides, H, W, C, ACT=act, GRAD=False, **TILE)
+    return y
+
+
+def launch_conv_grad(dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[Tensor, Tensor]:
+    """dx (B, H, W, C) and dweight (C, 1, 3, 3) from dy (B, H, W, C)."""
+    B, H, W, C = x.shape
+    x, dp = dense(x), dense(dy)
+    dx = x.new_empty(B, H, W, C)
+    if dx.numel() == 0:
+        return dx, torch.zeros_like(weight)
+    programs = grid(B, H, W, C)
+    if act:
+        dy, dp = dp, torch.empty_like(dx)
+        strides = x.stride()[:3], dy.stride()[:3], dp.stride()[:3]
+        conv_kernel[programs](x, weight, dy, dp, *strides, H, W, C, ACT=True, GRAD=True, **TILE)
+    parts = x.new_empty(programs[0], 9, C, dtype=torch.float32)
+    strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]
+    conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, **TILE)
+    return dx, parts.sum(0).t().reshape(weight.shape).to(weight.dtype)
