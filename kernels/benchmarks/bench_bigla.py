@@ -195,7 +195,7 @@ def bench_sdpa(shape: tuple[int, ...], seconds: float) -> Iterator[dict]:
     sets = sets_of_inputs(shape, make)
     for name in SDPA:
 
-        def attend(*inputs: Tensor, backend: SDPBackend = SDPBackend[name]) -> Tensor:
+        def attend(*inputs: Tensor, backend: SDPBackend = getattr(SDPBackend, name)) -> Tensor:
             with sdpa_kernel(backend):
                 return F.scaled_dot_product_attention(*inputs)
 

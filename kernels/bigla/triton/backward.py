@@ -10,9 +10,8 @@ With dS' and dR' the gradients of the states that leave a chunk, D = do v^T and 
     dv = A^T do + kf (2^mf dS') + kb (2^mb dR')
     d log a_f at t = sum_{u >= t} (qf dqf - kf dkf)_u + sum_V S' dS'
     d log a_b at t = sum_{u <= t} (qb dqb - kb dkb)_u + sum_V R' dR'
-    sum_V S' dS' = sum_V (2^mf S) (2^mf dS') + sum_u (kf v (2^mf dS')^T)_u      and with R for S, b for f
 
-The sums of the last three lines end at the chunk, so that rounding does not grow with L, and use the operands as they
+The sums of the last two lines end at the chunk, so that rounding does not grow with L, and use the operands as they
 were rounded for the dots, so that terms which cancel do. A^T and D^T come from dots of their own: Triton 3.4 to 3.6
 miscompiles a dot whose operand is a transposed result on Hopper (fla-org/flash-linear-attention#640).
 
@@ -59,7 +58,7 @@ from .primitives import (
 
 @triton.jit
 def direction_grads(
-    qs, ks, X, u, g, v_p, v_s, do_p, do_s, state, dstate, i, r, m,
+    qs, ks, X, u, g, v_p, v_s, do_p, do_s, state, dstate, i, after, r, m,
     D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
@@ -75,10 +74,12 @@ def direction_grads(
         d = dot(do, tl.trans(v), PREC, d)
         dt = dot(v, tl.trans(do), PREC, dt)
         if not ONE:
-            S = u[:, None] * load_state(state, i, D, K, V, BK, BV, v0)
-            dS = u[:, None] * load_state(dstate, i, D, K, V, BK, BV, v0)
-            x = dot(do, tl.trans(operand(S, PREC)), PREC, x)
-            y = dot(v, tl.trans(operand(dS, PREC)), PREC, y)
+            S = load_state(state, i, D, K, V, BK, BV, v0)
+            x = dot(do, tl.trans(operand(u[:, None] * S, PREC)), PREC, x)
+            dS = load_state(dstate, i, D, K, V, BK, BV, v0)
+            y = dot(v, tl.trans(operand(u[:, None] * dS, PREC)), PREC, y)
+            # The state that leaves the chunk is the one that enters its neighbour. At the end nothing waits: dS' = 0.
+            S = load_state(state, after, D, K, V, BK, BV, v0)
             w += tl.sum(S * dS, 1)
     # No decay lies on the diagonal: it goes to dq and dk, and its rounding stays out of the gates' gradients.
     if D == 0:
@@ -88,8 +89,6 @@ def direction_grads(
         sees = r[:, None] < r[None, :]
         seen = r[:, None] > r[None, :]
     ks_ = ks.to(tl.float32)
-    if not ONE:
-        w += tl.sum(ks_ * y, 0)
     x = dot(operand(tl.where(sees, d, 0.0), PREC), ks, PREC, x)
     y = dot(operand(tl.where(seen, dt, 0.0), PREC), qs, PREC, y)
     qs_ = qs.to(tl.float32)
@@ -147,12 +146,12 @@ def grad_kernel(
                 dv_ = dot(kb, operand(dR, PREC), PREC, dot(kf, operand(dS, PREC), PREC, dv_))
             store_rows(row(dv, dv_s, b, left, h), dv_s[1], dv_, r, soft, V, BV, v0)
         dqf, dkf, df = direction_grads(
-            qf, kf, F, uf, f, v_p, v_s[1], do_p, do_s[1], state, dstate, i, r, m,
+            qf, kf, F, uf, f, v_p, v_s[1], do_p, do_s[1], state, dstate, i, tl.where(c + 1 < NT, i + H, i), r, m,
             0, K, V, C, BK, BV, ONE, LOGITS, PREC,
         )  # fmt: skip
         store_rows(row(dgf, dg_s, b, left, h), dg_s[1], df, r, soft, K, BK)
         dqb, dkb, db = direction_grads(
-            qb, kb, E, ub, e, v_p, v_s[1], do_p, do_s[1], state, dstate, i, r, m,
+            qb, kb, E, ub, e, v_p, v_s[1], do_p, do_s[1], state, dstate, i, tl.where(c > 0, i - H, i), r, m,
             1, K, V, C, BK, BV, ONE, LOGITS, PREC,
         )  # fmt: skip
         store_rows(row(dgb, dg_s, b, left, h), dg_s[1], db, r, soft, K, BK)
@@ -290,7 +289,7 @@ def launch_backward(
     dstate = state
     if not one:
         dstate = torch.empty_like(state)
-        state_kernel[N, ceil_div(V, cfg.BV)](
+        state_kernel[2 * N, ceil_div(V, cfg.BV)](
             q, do, gf, gb, dstate, total, q_s, do_s, gf_s, gb_s, scale / 2, L, NT, H,
             GRAD=True, num_warps=cfg.state_warps, num_stages=1, **tile,
         )  # fmt: skip

@@ -40,37 +40,11 @@ from .primitives import (
     precision,
     row,
     rows,
-    running_sum,
     store_rows,
     store_state,
     tile_decay,
     tree_scores,
 )
-
-
-@triton.jit
-def chunk_state(
-    x, w, g, g_s, state, total, i, left, L, v0,
-    D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    GRAD: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
-):  # fmt: skip
-    """One direction of `state_kernel`: sum_r (x_r 2^G_r) w_r^T, and the total of the gates after `g`."""
-    SUFFIX: tl.constexpr = (D == 0) != GRAD
-    r = tl.arange(0, C)
-    # The gate of the next row that decays, so that the plain sum is the exclusive one: to subtract the own gate would
-    # lose digits.
-    if not GRAD:
-        r = r + 1 if SUFFIX else r - 1
-    m = (r >= 0) & (r < C) & (left + r < L)
-    G = tile_decay(load_rows(g, g_s, r, m, K, BK), m, LOGITS)
-    if not GRAD and v0 == 0:
-        kk = tl.arange(0, BK)
-        far = 0 if SUFFIX else C - 1
-        end = tl.load(g + far * g_s + kk, mask=(kk < K) & (left + far < L), other=0.0)
-        end = tl.where(left + far < L, decay(end, LOGITS), 0.0)
-        tl.store(total + (i.to(tl.int64) * 2 + D) * K + kk, tl.sum(G, 0) + end, mask=kk < K)
-    a = operand(x * tl.exp2(running_sum(G, SUFFIX, PREC)), PREC)
-    store_state(state, i, D, dot(tl.trans(a), w, PREC), K, V, BK, BV, v0)
 
 
 @triton.jit(do_not_specialize=['L', 'NT'])
@@ -79,25 +53,49 @@ def state_kernel(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     GRAD: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """Both directions of one chunk: sum_r (x_r 2^G_r) y_r^T.
+    """One direction of one chunk: sum_r (x_r 2^G_r) y_r^T, rows in the order in which decays accumulate.
 
-    Forward, x = k, y = v: a key decays by every step after it, in either direction. G is the exclusive sum up to the
-    chunk's far end; the totals are written too. Backward (GRAD), x = s q, y = do: a query has decayed by every step up
-    to its own. G is the inclusive sum from the near end.
+    Forward, x = k, y = v: a key decays by every step after it, in its direction. G is the exclusive sum that starts at
+    the chunk's far end; the total is written too. Backward (GRAD), x = s q, y = do: a query has decayed by every step
+    up to its own. G is the inclusive sum from the near end.
     """
-    i = tl.program_id(0)
+    i = tl.program_id(0) // 2
+    d = tl.program_id(0) % 2
     v0 = tl.program_id(1) * BV
     b, c, h = locate(i, NT, H)
     left = c * C
     r = tl.arange(0, C)
-    m = left + r < L
-    x_ = load_rows(row(x, x_s, b, left, h), x_s[1], r, m, K, BK).to(tl.float32)
+    reverse = (d == 0) != GRAD
+    t = tl.where(reverse, C - 1 - r, r)
+    m = left + t < L
+    if d == 0:
+        g = row(gf, gf_s, b, left, h)
+        g_s = gf_s[1]
+    else:
+        g = row(gb, gb_s, b, left, h)
+        g_s = gb_s[1]
+
+    # The gate of row r - 1, so that the plain sum is the exclusive one: subtracting the own gate would lose digits.
+    tg = t
+    mg = m
+    if not GRAD:
+        tg = tl.where(reverse, t + 1, t - 1)
+        mg = (r > 0) & (left + tg < L)
+    G = tile_decay(load_rows(g, g_s, tg, mg, K, BK), mg, LOGITS)
+    if not GRAD and v0 == 0:
+        kk = tl.arange(0, BK)
+        last = tl.where(reverse, 0, C - 1)
+        end = tl.load(g + last * g_s + kk, mask=(kk < K) & (left + last < L), other=0.0)
+        end = tl.where(left + last < L, decay(end, LOGITS), 0.0)
+        tl.store(total + (i.to(tl.int64) * 2 + d) * K + kk, tl.sum(G, 0) + end, mask=kk < K)
+    G = tl.cumsum(G, 0)
+
+    a = load_rows(row(x, x_s, b, left, h), x_s[1], t, m, K, BK).to(tl.float32)
     if GRAD:
-        x_ = x_ * scale
-    w = operand(load_rows(row(y, y_s, b, left, h), y_s[1], r, m, V, BV, v0), PREC)
-    f, e = row(gf, gf_s, b, left, h), row(gb, gb_s, b, left, h)
-    chunk_state(x_, w, f, gf_s[1], state, total, i, left, L, v0, 0, K, V, C, BK, BV, GRAD, LOGITS, PREC)
-    chunk_state(x_, w, e, gb_s[1], state, total, i, left, L, v0, 1, K, V, C, BK, BV, GRAD, LOGITS, PREC)
+        a = a * scale
+    a = operand(a * tl.exp2(G), PREC)
+    w = operand(load_rows(row(y, y_s, b, left, h), y_s[1], t, m, V, BV, v0), PREC)
+    store_state(state, i, d, dot(tl.trans(a), w, PREC), K, V, BK, BV, v0)
 
 
 @triton.jit
@@ -297,7 +295,7 @@ def launch_forward(
     q_s, k_s, v_s, gf_s, gb_s, o_s = (token_strides(x) for x in (q, k, v, gf, gb, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
     if not one:
-        state_kernel[N, ceil_div(V, cfg.BV)](
+        state_kernel[2 * N, ceil_div(V, cfg.BV)](
             k, v, gf, gb, state, total, k_s, v_s, gf_s, gb_s, 1.0, L, NT, H,
             GRAD=False, num_warps=cfg.state_warps, num_stages=1, **tile,
         )  # fmt: skip
