@@ -195,8 +195,8 @@ def bench_sdpa(shape: tuple[int, ...], seconds: float) -> Iterator[dict]:
     sets = sets_of_inputs(shape, make)
     for name in SDPA:
 
-        def attend(*inputs: Tensor, backend: SDPBackend = getattr(SDPBackend, name)) -> Tensor:
-            with sdpa_kernel(backend):
+        def attend(*inputs: Tensor, name: str = name) -> Tensor:
+            with sdpa_kernel(getattr(SDPBackend, name)):
                 return F.scaled_dot_product_attention(*inputs)
 
         try:
