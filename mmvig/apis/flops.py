@@ -18,15 +18,19 @@ from unittest.mock import patch
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 import torchvision  # noqa: F401  registers its operators
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bigla import bigla, chunked
-from mmvig.apis.benchmark import BACKBONES
+from mmvig.apis.subjects import BACKBONES
 from mmvig.engine.settings import SetupError
 from mmvig.models.layers import mixer
 
@@ -93,10 +97,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Flops:
-    """What one run of a model takes; `parts` sum up to `params` and `flops`, of which `bigla` are the operator's."""
+    """What one run of a model takes; `parts` sum up to `params` and `flops`, of which `bigla` are the operator's.
+
+    `traffic` counts the elements that the operators with FLOPs (attention as one of them) read and write, each once:
+    what has to pass through memory, elementwise work and norms being fused into these operators.
+    """
 
     parts: tuple[Part, ...]
     bigla: int
+    traffic: int
 
     @property
     def params(self) -> int:
@@ -127,7 +136,7 @@ def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrenc
     """
     operator = torch.ops.mmvig.bigla
     formulas = {**FORMULAS, operator: lambda q, k, v, *_, out_shape, **__: 2 * bigla_flops(q, v, form)}
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    counter, traffic = FlopCounterMode(display=False, custom_mapping=formulas), _Traffic(formulas)
     flops = Counter()
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # operators that the counter does not know
@@ -137,7 +146,9 @@ def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrenc
             _attributing(model, counter.get_total_flops, flops),
             sdpa_kernel(SDPBackend.MATH),
             torch.no_grad(),
+            traffic,
             counter,
+            _FusedAttention(traffic),
         ):
             run()
     finally:
@@ -151,7 +162,46 @@ def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrenc
     return Flops(
         tuple(part for part in parts if part.params or part.flops),
         counter.get_flop_counts()['Global'].get(operator, 0) // 2,
+        traffic.elements,
     )
+
+
+class _Traffic(TorchDispatchMode):
+    """Sums up the elements of the tensors that operators with FLOPs, those in `formulas` included, take and return."""
+
+    def __init__(self, formulas: dict) -> None:
+        super().__init__()
+        self.counted = {*flop_registry, *formulas}
+        self.elements = 0
+        self.paused = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in self.counted and not self.paused:
+            self.add(args, kwargs, out)
+        return out
+
+    def add(self, *trees: Any) -> None:
+        self.elements += sum(leaf.numel() for leaf in tree_leaves(trees) if isinstance(leaf, Tensor))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Counts the traffic of attention as that of one operator, whose scores stay out of memory."""
+
+    def __init__(self, traffic: _Traffic) -> None:
+        super().__init__()
+        self.traffic = traffic
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.traffic.paused = True
+        try:
+            out = func(*args, **(kwargs or {}))
+        finally:
+            self.traffic.paused = False
+        self.traffic.add(args, kwargs, out)
+        return out
 
 
 @contextmanager

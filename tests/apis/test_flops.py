@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 import torchvision
 from mmengine.config import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,7 +80,8 @@ def test_meta_counts_as_cpu():
         with torch.device(device):
             model = ViG(dict(embed_dims=32, depth=2, num_heads=2, act=True, drop_path_rate=0.0)).eval()
             counts.append(count_flops(model, partial(model, torch.zeros(1, 3, 32, 48))))
-    assert counts[0] == counts[1] and counts[0].bigla > 0
+    assert counts[0].parts == counts[1].parts and counts[0].bigla == counts[1].bigla > 0
+    assert counts[0].traffic == pytest.approx(counts[1].traffic, rel=0.01)  # a bias is an operator of its own on one
 
 
 @pytest.mark.parametrize('kind', [ViG, ViGH])
@@ -142,6 +144,14 @@ def test_operators_that_the_counter_does_not_know():
     deformable = torchvision.ops.DeformConv2d(4, 6, 3, padding=1)
     x, offset = torch.rand(1, 4, 5, 7), torch.zeros(1, 18, 5, 7)
     assert count_flops(deformable, lambda: deformable(x, offset)).flops == 6 * 4 * 9 * 5 * 7
+
+
+def test_traffic():
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.GELU(), nn.Conv1d(5, 3, 1, bias=False))
+    x = torch.rand(1, 5, 4)
+    assert count_flops(net, lambda: net(x)).traffic == (20 + 32 + 40) + (40 + 15 + 24)
+    q = torch.rand(1, 2, 7, 4)
+    assert count_flops(net, lambda: F.scaled_dot_product_attention(q, q, q)).traffic == 4 * q.numel()  # and no scores
 
 
 def test_config_of_another_library():
