@@ -12,6 +12,7 @@ an optimiser; that of a config is its own, with the optimiser, on synthetic imag
 import argparse
 import csv
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, fields
@@ -66,7 +67,7 @@ PRESETS = {
 
 def main() -> None:
     args = parse_args()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
         accuracies = read_accuracies(args.accuracy) if args.accuracy else None
     except ValueError as error:
@@ -78,6 +79,7 @@ def main() -> None:
     device = torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+        os.environ['OMP_NUM_THREADS'] = str(args.threads)  # for the processes that measure
     report = dict(
         command=shlex.join(['python', *sys.argv]), environment=environment(device), states=states(), rows=[]
     )
