@@ -10,6 +10,7 @@ from rich.console import Console
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.engine import settings
+from mmvig.engine.compile import use_compile
 from mmvig.engine.preflight import check_paths
 from mmvig.engine.report import metrics_table
 from mmvig.engine.runner import build_runner
@@ -28,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for which --show shows each (default: 2)')
+    parser.add_argument('--compile', action='store_true', help='compile the backbone (mmvig.CompileHook)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument(
         '--progress',
@@ -61,6 +63,8 @@ def main() -> None:
             settings.use_visualization(cfg, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
         if args.tta:
             settings.use_tta(cfg)
+        if args.compile:
+            use_compile(cfg)
         if args.out and not args.out.endswith('.json'):
             settings.save_predictions(cfg, args.out)
         if args.progress != 'auto':

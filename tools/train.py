@@ -8,6 +8,7 @@ import sys
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.engine import Interrupted, settings
+from mmvig.engine.compile import use_compile
 from mmvig.engine.preflight import check_paths, prepare_resume
 from mmvig.engine.runner import build_runner
 from mmvig.engine.settings import SetupError
@@ -25,6 +26,7 @@ def parse_args() -> argparse.Namespace:
         help='go on from this checkpoint; without a path, from the newest complete one in the work directory, if any',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--compile', action='store_true', help='compile the backbone (mmvig.CompileHook)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size')
     parser.add_argument('--no-validate', action='store_true', help='do not validate during training')
     parser.add_argument(
@@ -56,6 +58,8 @@ def main() -> None:
         settings.set_dataloader_defaults(cfg)
         if args.amp:
             settings.use_amp(cfg)
+        if args.compile:
+            use_compile(cfg)
         if args.auto_scale_lr:
             settings.use_auto_scale_lr(cfg)
         if args.no_validate:

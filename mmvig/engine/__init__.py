@@ -1,3 +1,4 @@
+from mmvig.engine.compile import CompileHook
 from mmvig.engine.interrupt import Interrupted, InterruptHook
 from mmvig.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from mmvig.engine.progress import ProgressHook
@@ -5,6 +6,7 @@ from mmvig.engine.resume import ResumeHook
 from mmvig.engine.runner import Runner
 
 __all__ = [
+    'CompileHook',
     'InterruptHook',
     'Interrupted',
     'LayerDecayOptimWrapperConstructor',

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from mmengine.logging import print_log
@@ -108,10 +109,20 @@ def normalise_checkpoint(checkpoint: dict) -> dict:
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resizes (1, h, w, C) to (1, *grid, C), bicubically and in float32 (paper's published code)."""
-    if pos_embed.shape[1:3] == grid:
+    if _is_of_grid(pos_embed, grid):
         return pos_embed
     resized = F.interpolate(pos_embed.permute(0, 3, 1, 2).float(), size=grid, mode='bicubic', align_corners=False)
     return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)
+
+
+def _is_of_grid(pos_embed: Tensor, grid: tuple[int, int]) -> bool:
+    if torch.compiler.is_compiling():
+        # To ask would compile once more for this grid, and for grids that share a side with it; resizing to the same
+        # grid changes nothing.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(have == want) for have, want in zip(pos_embed.shape[1:3], grid))
+    return pos_embed.shape[1:3] == grid
 
 
 def adapt_state_dict(backbone: nn.Module, state_dict: dict, prefix: str, *_) -> None:
