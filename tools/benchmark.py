@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 import mmvig  # noqa: F401  before mmpretrain is imported
+from mmvig.apis.backbones import BACKBONES
 from mmvig.apis.benchmark import LAUNCHES, Row, benchmark, best_rows
 from mmvig.apis.resolution_figure import draw, read_accuracies
-from mmvig.apis.subjects import BACKBONES, MODES, PRECISIONS, Setting
+from mmvig.apis.subjects import MODES, PRECISIONS, Setting
 from mmvig.apis.timing import clocks, environment, states
 
 DEIT = ['deit-tiny', 'deit-tiny-timm'] if find_spec('timm') else ['deit-tiny']

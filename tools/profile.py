@@ -29,8 +29,9 @@ def main() -> None:
     from mmpretrain.utils import register_all_modules
     from rich.console import Console
 
+    from mmvig.apis.backbones import BACKBONES
     from mmvig.apis.profile import by_category, profile
-    from mmvig.apis.subjects import BACKBONES, MODES, PRECISIONS, Setting, Subject
+    from mmvig.apis.subjects import MODES, PRECISIONS, Setting, Subject
     from mmvig.apis.timing import Limits, environment, sample
     from mmvig.engine.settings import SetupError
 

@@ -13,7 +13,8 @@ import torch
 from mmengine.logging import MMLogger
 
 import mmvig  # noqa: F401  before mmpretrain is imported, in the processes that import this file first
-from mmvig.apis.subjects import BACKBONES, MODES, PRECISIONS, Setting, Subject, build_backbone
+from mmvig.apis.backbones import BACKBONES
+from mmvig.apis.subjects import MODES, PRECISIONS, Setting, Subject, build_backbone
 from mmvig.apis.timing import Limits, percentiles, sample
 
 __all__ = ['LAUNCHES', 'Row', 'benchmark', 'best_rows']

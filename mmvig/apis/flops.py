@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bigla import bigla, chunked
-from mmvig.apis.subjects import BACKBONES
+from mmvig.apis.backbones import BACKBONES
 from mmvig.engine.settings import SetupError
 from mmvig.models.layers import mixer
 

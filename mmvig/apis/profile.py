@@ -198,13 +198,13 @@ def _floor(chain: tuple, limits: Limits) -> float | None:
         inputs = [_argument(*argument) for argument in arguments]
         outcome = _on_meta(name, inputs)
         if outcome is not None:
-            out, flops = outcome
+            out, flops, changes = outcome
             made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-            changes = name.endswith('_')
             if name in ALLOCATES or (not changes and made and all(_shares(leaf, inputs) for leaf in made)):
                 return 0.0  # memory as it was found, or a view
-            # What is changed in place is read as one of the inputs, and written.
-            written = [leaf for leaf in made if changes or not _shares(leaf, inputs)] if name not in WRITES_ONLY else []
+            # What is changed in place is read as one of the inputs, and written; `out` is one of the inputs.
+            in_place = name.endswith('_') and name not in WRITES_ONLY
+            written = [leaf for leaf in made if in_place or not _shares(leaf, inputs)]
             return max((_bytes(inputs) + _bytes(written)) / limits.copy, flops / limits.matmul)
         if '::' not in name:
             break
@@ -244,8 +244,11 @@ def _shares(tensor: Tensor, inputs: list) -> bool:
     return tensor.untyped_storage()._cdata in storages
 
 
-def _on_meta(name: str, inputs: list) -> tuple[Any, int] | None:
-    """What the operator of this name returns for these arguments, and its FLOPs; None where it cannot be called."""
+def _on_meta(name: str, inputs: list) -> tuple[Any, int, bool] | None:
+    """What the operator of this name returns for these arguments, its FLOPs, and whether it changes any of them.
+
+    None where it cannot be called.
+    """
     namespace, _, operator = name.partition('::')
     packet = getattr(getattr(torch.ops, namespace), operator, None) if operator else None
     if packet is None:
@@ -260,7 +263,8 @@ def _on_meta(name: str, inputs: list) -> tuple[Any, int] | None:
         named = {parameter.name: value for value, parameter in zip(values, parameters) if parameter.kwarg_only}
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                return function(*positional, **named), counter.get_total_flops()
+                out = function(*positional, **named)
+            return out, counter.get_total_flops(), function._schema.is_mutable
         except Exception:  # arguments of another overload, or an operator without a meta kernel
             continue
     return None

@@ -13,32 +13,11 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from torch import Tensor
 
+from mmvig.apis.backbones import BACKBONES
 from mmvig.engine.settings import load_config
 
-__all__ = ['BACKBONES', 'MODES', 'PRECISIONS', 'Setting', 'Subject', 'build_backbone']
+__all__ = ['MODES', 'PRECISIONS', 'Setting', 'Subject', 'build_backbone']
 
-BACKBONES = {
-    'vig-gla-tiny': dict(type='mmvig.ViG', arch='tiny'),
-    'vig-gla-small': dict(type='mmvig.ViG', arch='small'),
-    'vig-gla-base': dict(type='mmvig.ViG', arch='base'),
-    'vigh-gla-tiny': dict(type='mmvig.ViGH', arch='tiny'),
-    'vigh-gla-small': dict(type='mmvig.ViGH', arch='small'),
-    'vigh-gla-base': dict(type='mmvig.ViGH', arch='base'),
-    'swin-tiny': dict(type='mmpretrain.SwinTransformer', arch='tiny', out_indices=(0, 1, 2, 3)),
-    'swin-small': dict(type='mmpretrain.SwinTransformer', arch='small', out_indices=(0, 1, 2, 3)),
-    'convnext-tiny': dict(
-        type='mmpretrain.ConvNeXt', arch='tiny', out_indices=(0, 1, 2, 3), gap_before_final_norm=False
-    ),
-    'resnet-50': dict(type='mmpretrain.ResNet', depth=50, out_indices=(0, 1, 2, 3)),
-    # Both of these call F.scaled_dot_product_attention: FlashAttention's kernels, on a GPU in half precision.
-    'deit-tiny': dict(
-        type='mmpretrain.VisionTransformer', arch='deit-t', img_size=224, patch_size=16, out_type='featmap'
-    ),
-    'deit-small': dict(
-        type='mmpretrain.VisionTransformer', arch='deit-s', img_size=224, patch_size=16, out_type='featmap'
-    ),
-    'deit-tiny-timm': dict(type='mmpretrain.TIMMBackbone', model_name='deit_tiny_patch16_224', dynamic_img_size=True),
-}
 MODES = ('forward', 'train')
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 

@@ -5,6 +5,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 
+from mmvig.engine.settings import SetupError
 from mmvig.registry import HOOKS
 
 __all__ = ['CompileHook', 'use_compile']
@@ -29,7 +30,7 @@ class CompileHook(Hook):
         backend: as in `torch.compile`.
 
     Raises:
-        ValueError: the model has no such module.
+        SetupError: the model has no such module.
     """
 
     priority = 'VERY_HIGH'
@@ -54,7 +55,7 @@ class CompileHook(Hook):
             part = model.get_submodule(self.module)
         except AttributeError as error:
             names = [name for name, _ in model.named_children()]
-            raise ValueError(
+            raise SetupError(
                 f'CompileHook: {type(model).__name__} has no module {self.module!r}; it has {names}'
             ) from error
         if part is self._compiled:  # a Runner that trains and then tests calls this twice
