@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 from dataclasses import asdict, fields
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -101,7 +102,7 @@ def main() -> None:
             rounds=args.rounds,
             jobs=args.jobs,
             timeout=args.timeout,
-            tell=console.print,
+            tell=partial(console.print, markup=False, soft_wrap=True),
         ):
             rows += some
             if args.out:

@@ -306,7 +306,7 @@ class _Measuring:
         except Exception as error:
             if self.device.type == 'cuda':
                 torch.cuda.synchronize()  # raises where the device is lost to this process, which then ends
-            return f'failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+            return f'failed: {type(error).__name__}: {" ".join(str(error).split())[:200]}'
         return 'ok'
 
     def _clean(self) -> None:

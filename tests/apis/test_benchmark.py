@@ -157,7 +157,7 @@ def test_figure(tmp_path):
 def test_tool(tmp_path):
     """A process that ends in the middle costs its own rows alone; files are written, and drawn again."""
     fatal = tmp_path / 'fatal.py'
-    fatal.write_text('import os\nos._exit(3)\n')
+    fatal.write_text('__import__("os")._exit(3)\n')
     out = tmp_path / 'deep' / 'rows.csv'
 
     def run(*arguments):
