@@ -33,6 +33,7 @@ from mmvig.apis.subjects import MODES, PRECISIONS, Setting
 from mmvig.apis.timing import clocks, environment, states
 
 DEIT = ['deit-tiny', 'deit-tiny-timm'] if find_spec('timm') else ['deit-tiny']
+SWIN = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
 SIDES = [224, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192]
 # Models, of which the first is ours and the others what it is compared with; baselines; settings; launches.
 PRESETS = {
@@ -53,8 +54,8 @@ PRESETS = {
         list(LAUNCHES),
     ),
     'mask-rcnn': (
-        ['mmvig::mmdet/vigh/mask-rcnn_vigh-gla-tiny_fpn_1x_coco.py', 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'],
-        ['mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'],
+        ['configs/mmdet/vigh/mask-rcnn_vigh-gla-tiny_fpn_1x_coco.py', SWIN],
+        [SWIN],
         [(800, 1344, 2, 'train')],
         ['eager', 'compiled'],
     ),
@@ -82,9 +83,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
         os.environ['OMP_NUM_THREADS'] = str(args.threads)  # for the processes that measure
-    report = dict(
-        command=shlex.join(['python', *sys.argv]), environment=environment(device), states=states(), rows=[]
-    )
+    report = dict(command=shlex.join(['python', *sys.argv]), environment=environment(device), states=states(), rows=[])
     if device.type == 'cuda':
         report['clocks before'] = clocks()
     for name in ('environment', 'states', 'clocks before'):

@@ -66,7 +66,9 @@ def main() -> None:
     total, floor = sum(kernel.ms for kernel in kernels), sum(kernel.floor_ms or 0 for kernel in kernels)
     launch = 'compiled' if args.compiled else 'eager'
     console.print(f'{args.model}, {setting}, {launch}. {environment(device)}')
-    console.print(f'a copy moves {limits.copy / 1e9:.0f} GB/s, a matrix product does {limits.matmul / 1e12:.4g} TFLOP/s')
+    console.print(
+        f'a copy moves {limits.copy / 1e9:.0f} GB/s, a matrix product does {limits.matmul / 1e12:.4g} TFLOP/s'
+    )
     console.print(
         f'a step takes {sorted(times)[len(times) // 2]:.3f} ms without the profiler; its kernels take {total:.3f} ms, '
         f'their floors {floor:.3f} ms'
@@ -97,7 +99,12 @@ def table(kernels: list, names: bool):
         cells = [kernel.category, *([kernel.name[:70], kernel.operator] if names else [])]
         floor = kernel.floor_ms
         gap = f'{kernel.ms / floor:.1f}x' if floor else ''
-        numbers = f'{kernel.calls:.0f}', f'{kernel.ms:.4f}', f'{kernel.share:.1%}', '' if floor is None else f'{floor:.4f}'
+        numbers = (
+            f'{kernel.calls:.0f}',
+            f'{kernel.ms:.4f}',
+            f'{kernel.share:.1%}',
+            '' if floor is None else f'{floor:.4f}',
+        )
         table.add_row(*cells, *numbers, gap)
     return table
 

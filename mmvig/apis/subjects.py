@@ -106,7 +106,9 @@ class Subject:
         if self.setting.mode == 'forward':
             return model, partial(model.test_step, batch)
         wrapper = dict(type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)  # `step` is under autocast already
-        wrapper.update({key: cfg.optim_wrapper[key] for key in ('constructor', 'paramwise_cfg') if key in cfg.optim_wrapper})
+        wrapper.update(
+            {key: cfg.optim_wrapper[key] for key in ('constructor', 'paramwise_cfg') if key in cfg.optim_wrapper}
+        )
         return model, partial(model.train_step, batch, build_optim_wrapper(model, wrapper))
 
 
@@ -121,7 +123,8 @@ def _without_checkpoints(node: Any) -> Any:
         kept = {
             key: value
             for key, value in node.items()
-            if key != 'pretrained' and not (key == 'init_cfg' and isinstance(value, dict) and value.type == 'Pretrained')
+            if key != 'pretrained'
+            and not (key == 'init_cfg' and isinstance(value, dict) and value.type == 'Pretrained')
         }
         return ConfigDict({key: _without_checkpoints(value) for key, value in kept.items()})
     return [_without_checkpoints(value) for value in node] if isinstance(node, list) else node

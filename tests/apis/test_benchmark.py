@@ -63,7 +63,9 @@ def test_without_a_baseline_that_ran():
 def test_a_lost_process_is_in_all_rows():
     lost = _rows('a', SETTING, _Lost('why'), dict(eager=[_Lost('why')], compiled=[_Lost('why')]), LIMITS)
     assert [row.status for row in lost] == ['crashed: why'] * 2
-    half = _rows('a', SETTING, FACTS, dict(eager=[dict(status='ok', times=[1.0] * 5, peak=None)], x=[_Lost('y')]), LIMITS)
+    half = _rows(
+        'a', SETTING, FACTS, dict(eager=[dict(status='ok', times=[1.0] * 5, peak=None)], x=[_Lost('y')]), LIMITS
+    )
     assert [row.status for row in half] == ['ok', 'crashed: y']
     assert _rows('a', SETTING, FACTS, dict(graph=[None]), LIMITS) == []  # not for this device
 

@@ -38,7 +38,9 @@ def test_kernels_of_a_gpu():
     image, weight = ('float', (2, 3, 16, 16)), ('float', (8, 3, 3, 3))
     half = ('c10::BFloat16', (64, 64))
     events = [
-        operator(1, 'aten::convolution', 0, 10, image, weight, '', '[2, 2]', '[1, 1]', '[1, 1]', 'False', '[0, 0]', '1'),
+        operator(
+            1, 'aten::convolution', 0, 10, image, weight, '', '[2, 2]', '[1, 1]', '[1, 1]', 'False', '[0, 0]', '1'
+        ),
         operator(2, 'aten::cudnn_convolution', 1, 8, image, weight, '[1, 1]', '[2, 2]', '[1, 1]', '1', '', '', ''),
         operator(3, 'triton_poi_fused_gelu_0', 20, 2, half, half, '4096'),
         operator(4, 'aten::gelu', 30, 2, half, ''),
