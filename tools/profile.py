@@ -2,8 +2,8 @@
 
     python tools/profile.py vig-gla-tiny --size 1024 --batch 8 --mode train --compiled --out vig-t_1024_train.csv
 
-The floor of an operator is its inputs and outputs, each once, at the rate of a copy, or its FLOPs at the rate of a matrix
-product, whichever takes longer; both rates are measured first. On a CPU operators take the place of kernels.
+The floor of an operator is its inputs and outputs, each once, at the rate of a copy, or its FLOPs at the rate of a
+matrix product, whichever takes longer; both rates are measured first. On a CPU operators take the place of kernels.
 """
 
 import importlib.util
@@ -11,8 +11,8 @@ import sys
 import sysconfig
 
 if __name__ == 'profile':
-    # The standard library's cProfile, which torch imports, imports its neighbour of this name, and finds this file where
-    # the folder of the tools comes first: hand it the one that it means.
+    # The standard library's cProfile, which torch imports, imports its neighbour of this name, and finds this file
+    # where the folder of the tools comes first: hand it the one that it means.
     spec = importlib.util.spec_from_file_location('profile', f'{sysconfig.get_path("stdlib")}/profile.py')
     sys.modules['profile'] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules['profile'])

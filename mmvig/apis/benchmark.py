@@ -248,7 +248,7 @@ class _Measuring:
         return facts
 
     def sample(self, launch: str, seconds: float) -> dict | None:
-        """The `status` and, if that is 'ok', `times` and `peak` memory in bytes; None for what is not to be measured."""
+        """The `status` and, if 'ok', `times` and `peak` memory in bytes; None for what is not to be measured."""
         if launch not in self.launches:
             return None
         result = {}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mmvig  # noqa: F401
-from mmvig.apis.benchmark import _Lost, _Measuring, _compared, _rows, benchmark, best_rows
+from mmvig.apis.benchmark import _compared, _Lost, _Measuring, _rows, benchmark, best_rows
 from mmvig.apis.resolution_figure import draw, read_accuracies, series
 from mmvig.apis.subjects import Setting, Subject
 from mmvig.apis.timing import Limits, percentiles, sample
@@ -166,8 +166,9 @@ def test_tool(tmp_path):
         command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/benchmark.py'), *map(str, arguments)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    options = '--baseline resnet-50 --sizes 32x48 --seconds 0.01 --rounds 2 --device cpu --threads 1 --out'.split()
-    said = run('--models', fatal, 'resnet-50', *options, out)
+    options = ['--baseline', 'resnet-50', '--sizes', '32x48', '--seconds', '0.01', '--rounds', '2']
+    options += ['--device', 'cpu', '--threads', '1', '--out', out]
+    said = run('--models', fatal, 'resnet-50', *options)
     assert 'its process ended with status 3' in said and 'left)' in said and 'TF32' in said
     crashed, row = csv.DictReader(out.open())
     assert crashed['status'].startswith('crashed')
