@@ -17,7 +17,7 @@ FLUSH_BYTES = 256 << 20  # written before each timed step: more than any cache h
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device was measured to do: bytes read and written a second, in a copy; operations a second, in a product."""
+    """What a device was measured to do: bytes read and written a second in a copy, operations a second in a product."""
 
     copy: float
     matmul: float
