@@ -21,7 +21,8 @@ def mixer(
     def norm(x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(heads(x).to(wide), weight.shape, weight.to(wide), eps)  # (B, L, nh, V)
 
-    with torch.autocast(projected.device.type, enabled=False):
+    device = 'cpu' if projected.is_meta else projected.device.type  # the meta device knows no autocast
+    with torch.autocast(device, enabled=False):
         q, k, v, gate, low = projected.split([dims // 2, dims // 2, dims, dims, projected.shape[-1] - 3 * dims], -1)
         logits = F.linear(low, decay_weight.to(low.dtype), decay_bias.to(low.dtype)).to(wide)
         gates = (heads(x) for x in (F.logsigmoid(logits) / 16).chunk(2, -1))

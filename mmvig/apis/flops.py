@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from bigla import bigla, chunked
+from bigla import bigla, chunked, composed
 from mmvig.apis.backbones import BACKBONES
 from mmvig.engine.settings import SetupError
 from mmvig.models.layers import mixer
@@ -117,13 +117,22 @@ class Flops:
 
 
 @torch.library.custom_op('mmvig::bigla', mutates_args=())
-def _operator(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, gate_logits: bool) -> Tensor:
-    return bigla(q, k, v, g_fwd, g_bwd, gate_logits=gate_logits)
+def _operator(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float) -> Tensor:
+    return bigla(q, k, v, g_fwd, g_bwd, scale=scale)
 
 
 @_operator.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, gate_logits: bool) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float) -> Tensor:
     return v.new_empty(v.shape)
+
+
+def _mixer(*tensors: Tensor, num_heads: int, eps: float, act: bool) -> Tensor:
+    """`bigla_mixer` by its parts: the counter sees their products, and BiGLA as one operator."""
+    return composed.mixer(_operator, *tensors, num_heads, eps, act)
+
+
+def _depthwise_conv(x: Tensor, weight: Tensor, *, act: bool) -> Tensor:
+    return composed.depthwise_conv(x, weight, act)
 
 
 def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrence') -> Flops:
@@ -142,7 +151,8 @@ def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrenc
     torch.backends.mha.set_fastpath_enabled(False)  # operators that the counter does not know
     try:
         with (
-            patch.object(mixer, 'bigla', _operator),
+            patch.object(mixer, 'bigla_mixer', _mixer),
+            patch.object(mixer, 'depthwise_conv', _depthwise_conv),
             _attributing(model, counter.get_total_flops, flops),
             sdpa_kernel(SDPBackend.MATH),
             torch.no_grad(),

@@ -16,7 +16,9 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from bigla.triton import unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
+from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
+from bigla.triton.mixer import launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, chunk_size  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -45,11 +47,14 @@ def compiled(monkeypatch) -> Callable[..., list]:
     launched = []
     run = JITFunction.run
 
+    def target(arch: int) -> None:
+        monkeypatch.setattr(driver, '_active', Target(arch))
+
     def compile_only(self, *args, grid, warmup, **kwargs):
         launched.append((self.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
 
     def compiled(arch: int, L: int, K: int, V: int, dtype: torch.dtype, B: int = 2, nh: int = 3) -> list:
-        monkeypatch.setattr(driver, '_active', Target(arch))
+        target(arch)
         launched.clear()
         q, k, g_fwd, g_bwd = (torch.empty(B, L, nh, K, dtype=dtype, device='meta') for _ in range(4))
         v, do = (torch.empty(B, L, nh, V, dtype=dtype, device='meta') for _ in range(2))
@@ -64,6 +69,7 @@ def compiled(monkeypatch) -> Callable[..., list]:
         return list(launched)
 
     monkeypatch.setattr(JITFunction, 'run', compile_only)
+    compiled.target, compiled.launched = target, launched
     return compiled
 
 
@@ -140,6 +146,26 @@ def test_table(dtype, compiled):
         for L in (1000, 196, 40, 9) if width <= 32 else (1000,):
             shared = {name: kernel.metadata.shared for name, kernel in compiled(90, L, width, width, dtype)}
             assert max(shared.values()) <= SHARED[90] * 1024, (width, L, shared)
+
+
+@pytest.mark.parametrize('arch', SHARED)
+def test_around_the_operator(arch, compiled, tmp_path):
+    """The mixer's own kernels and the convolution's compile for every GPU, without spills on the first."""
+    dims, nh = 192, 3
+    projected, local, o = (
+        torch.empty(2, 60, *shape, dtype=BF16, device='meta') for shape in ((592,), (dims,), (nh, dims // nh))
+    )
+    gate, bias, norm = projected[..., 2 * dims : 3 * dims], *(torch.empty(n, device='meta') for n in (dims, dims // nh))
+    compiled.target(arch)
+    launch_merge(o, local, gate, bias, norm, norm, 1e-6, True)
+    launch_merge_grad(local, o, local, gate, bias, norm, norm, gate, 1e-6, True)
+    x, weight = torch.empty(2, 6, 10, dims, dtype=BF16, device='meta'), torch.empty(dims, 1, 3, 3, device='meta')
+    launch_conv(x, weight, True)
+    launch_conv_grad(x, x, weight, True)
+    assert [name for name, _ in compiled.launched] == ['merge_kernel'] * 2 + ['conv_kernel'] * 2 + ['conv_grad_kernel']
+    for _, kernel in compiled.launched:
+        assert kernel.metadata.shared <= SHARED[arch] * 1024
+        assert code(kernel, tmp_path, 1).stack == 0
 
 
 def test_unsupported_on_cpu():

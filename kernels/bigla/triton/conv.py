@@ -120,9 +120,8 @@ def conv_grad_kernel(
             sums = added
             more = ()
             for n in tl.static_range(9):
-                o = i - (8 - n) // 3
-                if (8 - n) % 3 == j and o >= 0 and o < ROWS:
-                    more = more + (part[n] + t * xs[o],)
+                if (8 - n) % 3 == j and i - (8 - n) // 3 >= 0 and i - (8 - n) // 3 < ROWS:
+                    more = more + (part[n] + t * xs[i - (8 - n) // 3],)
                 else:
                     more = more + (part[n],)
             part = more
@@ -130,7 +129,7 @@ def conv_grad_kernel(
         store_tokens(dx, dx_s, sums[o], b, h + o, w, c, H, W, C)
     for n in tl.static_range(9):
         at = parts + (tl.program_id(0).to(tl.int64) * 9 + n) * C
-        tl.store(at[None, None] + c, tl.sum(part[n], 0)[None, :], mask=c < C)
+        tl.store(at + c, tl.sum(part[n], 0)[None, :], mask=c < C)
 
 
 def dense(x: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""The fused mixer and the depthwise convolution on a GPU: accuracy, the same bits every time, how PyTorch takes them."""
+
+import pytest
+import torch
+
+from bigla import bigla_mixer, depthwise_conv
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16'])
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+
+
+def gradients(fn, args):
+    y = fn(*args)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y.detach(), *torch.autograd.grad(y, args, dy)]
+
+
+def check(fn, args, dtype, roundings=1):
+    """Error against float64 at most twice that of PyTorch's own operators in the same precision plus `roundings`."""
+    wide = [x.detach().double().requires_grad_() for x in args]
+    want = gradients(lambda *x: fn(*x, impl='reference'), wide)
+    got, peer = (gradients(lambda *x, impl=impl: fn(*x, impl=impl), args) for impl in ('triton', 'chunked'))
+    for i, (a, b, c) in enumerate(zip(got, peer, want, strict=True)):
+        assert a.isfinite().all()
+        mine, theirs = ((x.double() - c).norm() / c.norm() for x in (a, b))
+        assert mine <= 2 * theirs + roundings * ROUNDING[dtype], (i, mine, theirs)
+
+
+def on_gpu(tensors, dtype):
+    """The first tensor or two in `dtype`, parameters in float32."""
+    return [x.detach().to('cuda', dtype if x.ndim > 2 else None).requires_grad_() for x in tensors]
+
+
+@DTYPES
+@pytest.mark.parametrize('act', [False, True])
+@pytest.mark.parametrize('shape', [(2, 14, 14, 192), (1, 200, 336, 96), (3, 5, 7, 70), (1, 1, 1, 3)])
+def test_conv(shape, act, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(shape, device='cuda', dtype=dtype, requires_grad=True)
+    weight = torch.randn(shape[-1], 1, 3, 3, device='cuda', requires_grad=True)
+    check(lambda *a, impl: depthwise_conv(*a, act=act, impl=impl), [x, weight], dtype, 2)
+
+
+@DTYPES
+@pytest.mark.parametrize('act', [False, True])
+@pytest.mark.parametrize(
+    'B, L, dims, num_heads', [(2, 1, 192, 3), (4, 196, 192, 3), (2, 1000, 96, 3), (3, 49, 768, 24), (1, 130, 36, 3)]
+)
+def test_mixer(B, L, dims, num_heads, act, dtype, make_mixer):
+    args = on_gpu(make_mixer(B, L, dims, num_heads, 16), dtype)
+    check(lambda *a, impl: bigla_mixer(*a, num_heads=num_heads, act=act, impl=impl), args, dtype, 2)
+
+
+def mix(x, weight, *args):
+    local = depthwise_conv(x, weight, act=True)
+    return bigla_mixer(args[0], args[1] + local.flatten(1, 2), *args[2:], num_heads=3, act=True)
+
+
+@pytest.fixture
+def inputs(make_mixer):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 20, 30, 192), torch.randn(192, 1, 3, 3).requires_grad_()
+    return [*on_gpu([x], torch.bfloat16), weight.detach().cuda().requires_grad_()] + on_gpu(
+        make_mixer(2, 600, 192, 3, 16), torch.bfloat16
+    )
+
+
+def test_a_thousand_launches_give_the_same_bits(inputs):
+    want = gradients(mix, inputs)
+    differ = torch.zeros(len(want), dtype=torch.int64, device='cuda')
+    for _ in range(1000):
+        differ += torch.stack([(a != b).any() for a, b in zip(gradients(mix, inputs), want)])
+    assert not differ.any(), differ
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_compile(dynamic, inputs):
+    compiled = torch.compile(mix, fullgraph=True, dynamic=dynamic)
+    for a, b in zip(gradients(compiled, inputs), gradients(mix, inputs)):
+        assert (a.double() - b.double()).norm() <= ROUNDING[torch.bfloat16] * b.double().norm()
+
+
+def test_cuda_graph(inputs):
+    want = gradients(mix, inputs)
+    dy = torch.randn(want[0].shape, generator=torch.Generator().manual_seed(1)).to(want[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.autograd.grad(mix(*inputs), inputs, dy)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = mix(*inputs)
+        got = [y, *torch.autograd.grad(y, inputs, dy)]
+    for x in got:
+        x.detach().fill_(torch.nan)
+    graph.replay()
+    assert all(a.equal(b) for a, b in zip(got, want))
+
+
+def test_second_derivative(inputs):
+    (dx,) = torch.autograd.grad(mix(*inputs).sum(), inputs[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="impl='chunked'"):
+        dx.sum().backward()
