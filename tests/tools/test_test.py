@@ -2,6 +2,7 @@ import json
 import pickle
 
 import pytest
+from torch import nn
 
 METRIC = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')
 
@@ -55,3 +56,13 @@ def test_missing_checkpoint_and_data(run_tool, library_file, tmp_path):
     assert 'load_from: there is no file gone.pth' in status
     assert 'test_dataloader.dataset: the data are not where' in status
     assert said == ''
+
+
+@pytest.mark.parametrize('library', METRIC)
+def test_compile(test, library, monkeypatch):
+    """The backbone is what compiles, once, whatever the library."""
+    compiled = []
+    monkeypatch.setattr(nn.Module, 'compile', lambda self, **settings: compiled.append(type(self).__name__))
+    status, said = test(library, '--compile')
+    assert status == 0, said
+    assert compiled == [dict(mmseg='ResNetV1c').get(library, 'ResNet')]

@@ -105,3 +105,8 @@ def test_each_library(run_tool, library_file, library, tmp_path):
     metric = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')[library]
     assert re.search(rf'val  (epoch|iter) \d  .*{metric} ', said)
     assert Path(tmp_path, 'work/last_checkpoint').is_file()
+
+
+def test_compile(train):
+    """The flag puts the hook into the config: it looks for the backbone, of which the toy has none."""
+    assert "CompileHook: ToyModel has no module 'backbone'" in train('--compile')[0]
