@@ -1,4 +1,4 @@
-"""The fused mixer and the depthwise convolution on a GPU: accuracy, the same bits every time, how PyTorch takes them."""
+"""The fused mixer and the convolution on a GPU: accuracy, the same bits every time, how PyTorch takes them."""
 
 import pytest
 import torch
