@@ -7,7 +7,7 @@ import sys
 
 import mmvig  # noqa: F401  before a config is read: `_base_ = 'mmvig::...'` resolves, and today's stack is cared for
 from mmvig.compat.checkpoint_loading import CheckpointError
-from mmvig.engine import Interrupted, settings
+from mmvig.engine import Interrupted, WriteError, settings
 from mmvig.engine.compile import use_compile
 from mmvig.engine.preflight import check_paths, prepare_resume
 from mmvig.engine.runner import build_runner
@@ -71,7 +71,7 @@ def main() -> None:
             say(*prepare_resume(cfg, args.resume))
         say(f'Training {args.config}; log and checkpoints are in {cfg.work_dir}. Reading data, building the model ...')
         build_runner(cfg).train()
-    except (SetupError, CheckpointError) as error:
+    except (SetupError, CheckpointError, WriteError) as error:
         sys.exit(f'{error}')
     except Interrupted as stop:
         say(f'{stop}. To go on:', f'  {resume_command(args)}')

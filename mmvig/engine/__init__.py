@@ -1,3 +1,4 @@
+from mmvig.engine.checkpoint import CheckpointHook, WriteError
 from mmvig.engine.compile import CompileHook
 from mmvig.engine.interrupt import Interrupted, InterruptHook
 from mmvig.engine.layer_decay import LayerDecayOptimWrapperConstructor
@@ -7,10 +8,12 @@ from mmvig.engine.runner import Runner
 
 __all__ = [
     'CompileHook',
+    'CheckpointHook',
     'InterruptHook',
     'Interrupted',
     'LayerDecayOptimWrapperConstructor',
     'ProgressHook',
     'ResumeHook',
     'Runner',
+    'WriteError',
 ]

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -15,6 +14,7 @@ from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
 
 from mmvig.engine.batches import positioned
+from mmvig.engine.checkpoint import publish
 from mmvig.engine.interrupt import InterruptHook
 from mmvig.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
 
@@ -27,7 +27,8 @@ class Runner(MMEngineRunner):
     - Resuming continues with the losses of the uninterrupted run (`mmvig.engine.resume`), for the train loops
       'EpochBasedTrainLoop' and 'IterBasedTrainLoop'; write 'mmengine.EpochBasedTrainLoop' for MMEngine's own.
     - The first Ctrl-C or SIGTERM in `train` leaves a checkpoint and raises `Interrupted`.
-    - A checkpoint has its name only once it is complete.
+    - A checkpoint has its name only once it is complete, and an old one is deleted only once the new one is
+      (`mmvig.engine.checkpoint`).
     - `default_hooks.progress`, a ProgressHook, shows how far the run is; the log file is MMEngine's, and the console
       gets its warnings alone. `default_hooks=dict(progress=None)` gives MMEngine's console back.
     """
@@ -92,7 +93,9 @@ class Runner(MMEngineRunner):
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         ours = dict(resume=dict(type='mmvig.ResumeHook'), progress=dict(type='mmvig.ProgressHook'))
-        merged = {**ours, **(hooks or {})}
+        merged = {**ours, 'checkpoint': dict(type='CheckpointHook', interval=1), **(hooks or {})}
+        if isinstance(merged['checkpoint'], dict) and merged['checkpoint']['type'] == 'CheckpointHook':
+            merged['checkpoint'] = dict(merged['checkpoint'], type='mmvig.CheckpointHook')
         super().register_default_hooks(
             {name: hook for name, hook in merged.items() if hook is not None or name not in ours}
         )
@@ -101,14 +104,8 @@ class Runner(MMEngineRunner):
         if '://' in str(out_dir):  # object stores publish complete files only
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        unfinished = Path(out_dir, f'{filename}.part')
-        try:
-            super().save_checkpoint(out_dir, unfinished.name, *args, **kwargs)
-            if is_main_process():
-                os.replace(unfinished, Path(out_dir, filename))
-        finally:
-            if is_main_process():
-                unfinished.unlink(missing_ok=True)
+        with publish(Path(out_dir), filename, is_main_process()) as unfinished:
+            super().save_checkpoint(out_dir, unfinished, *args, **kwargs)
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:

@@ -1,4 +1,8 @@
 import itertools
+import os
+import socket
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -76,3 +80,30 @@ def read_losses(work_dir: str) -> dict[int, tuple[str, str]]:
 @pytest.fixture(name='read_losses')
 def _read_losses():
     return read_losses
+
+
+@pytest.fixture
+def launch(toy):
+    """Runs a script of this folder in two processes that can meet by torch.distributed: their exit statuses."""
+
+    def run(script: str, *arguments: str, timeout: float = 120) -> list[int]:
+        with socket.socket() as free:
+            free.bind(('', 0))
+            port = str(free.getsockname()[1])
+        folder = Path(toy.__file__).parent
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(folder / script), *map(str, arguments)],
+                cwd=folder.parents[1],
+                env={**environment, 'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2'},
+            )
+            for rank in '01'
+        ]
+        try:
+            return [process.wait(timeout) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+
+    return run

@@ -2,7 +2,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -160,33 +159,19 @@ def test_a_worker_heeds_its_parent_alone():
 
 
 @pytest.mark.slow
-def test_processes_of_a_distributed_run_stop_together_and_continue(toy, toy_config, tmp_path):
+def test_processes_of_a_distributed_run_stop_together_and_continue(launch, toy_config, tmp_path):
     """One of them gets the signal, in the middle of an accumulation that the checkpoint could not hold."""
     toy_config()
 
-    def launch(work_dir: str, signalled_rank: int, *checkpoint: str) -> list[int]:
-        with socket.socket() as free:
-            free.bind(('', 0))
-            port = str(free.getsockname()[1])
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
-        script = [sys.executable, str(Path(toy.__file__).with_name('distributed_toy.py'))]
-        arguments = [str(tmp_path / 'toy.py'), str(tmp_path / work_dir), str(signalled_rank), *checkpoint]
-        processes = [
-            subprocess.Popen(
-                [*script, *arguments],
-                cwd=ROOT,
-                env={**environment, 'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2'},
-            )
-            for rank in '01'
-        ]
-        return [process.wait(timeout=120) for process in processes]
+    def train(work_dir: str, signalled_rank: int, *checkpoint: str) -> list[int]:
+        return launch('distributed_toy.py', tmp_path / 'toy.py', tmp_path / work_dir, signalled_rank, *checkpoint)
 
     def losses(work_dir: str) -> list[str]:
         return [(tmp_path / work_dir / f'losses{rank}.txt').read_text() for rank in '01']
 
-    assert launch('whole', -1) == [0, 0]
+    assert train('whole', -1) == [0, 0]
     assert losses('whole')[0] != losses('whole')[1]
-    assert launch('stopped', 1) == [130, 130]
+    assert train('stopped', 1) == [130, 130]
     assert [text.count('\n') for text in losses('stopped')] == [6, 6]
-    assert launch('stopped', -1, str(tmp_path / 'stopped/interrupted.pth')) == [0, 0]
+    assert train('stopped', -1, str(tmp_path / 'stopped/interrupted.pth')) == [0, 0]
     assert losses('stopped') == losses('whole')
