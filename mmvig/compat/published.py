@@ -39,15 +39,29 @@ def _patch(engine: ModuleType) -> None:
 
 
 def _check_overlap(module, state_dict: dict) -> None:
-    """Raises CheckpointError when not one name of the file is one of the model's."""
+    """Raises CheckpointError where no name of the file is one of the model's, or most of those have other sizes."""
     from mmengine.model import BaseTTAModel, is_model_wrapper
 
     while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
         module = module.module
-    own = module.state_dict().keys()
-    if own and not any(name in own or name.removeprefix('backbone.') in own for name in state_dict):
+    own = module.state_dict()
+    shared = {name: (name if name in own else name.removeprefix('backbone.')) for name in state_dict}
+    shared = {theirs: ours for theirs, ours in shared.items() if ours in own}
+    if own and not shared:
         raise CheckpointError(
             f'nothing in the checkpoint fits {type(module).__name__}: the file has {len(state_dict)} names such as '
             f'{list(map(str, state_dict))[:3]}, the model {len(own)} such as {list(own)[:3]}; a file that holds '
             "only a part of the model needs init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...) on that part"
+        )
+    other = [
+        f'{theirs} {tuple(state_dict[theirs].shape)} in the file, {tuple(own[ours].shape)} in the model'
+        for theirs, ours in shared.items()
+        if getattr(state_dict[theirs], 'ndim', 0) > 1 and state_dict[theirs].shape != own[ours].shape
+    ]
+    matrices = sum(getattr(state_dict[name], 'ndim', 0) > 1 for name in shared)
+    if 2 * len(other) > matrices:
+        raise CheckpointError(
+            f'the checkpoint is of another size than {type(module).__name__}: {len(other)} of {matrices} weights that '
+            f"have the model's names have other shapes, such as {other[0]}; give the model the arch that the file "
+            'was trained with'
         )

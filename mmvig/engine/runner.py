@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -9,14 +10,19 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
+from torch import nn
+from torch.utils.data import DataLoader
 
+from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.engine.batches import positioned
 from mmvig.engine.checkpoint import publish
 from mmvig.engine.interrupt import InterruptHook
 from mmvig.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmvig.engine.settings import SetupError
 
 __all__ = ['Runner', 'build_runner']
 
@@ -27,11 +33,14 @@ class Runner(MMEngineRunner):
     - Resuming continues with the losses of the uninterrupted run (`mmvig.engine.resume`), for the train loops
       'EpochBasedTrainLoop' and 'IterBasedTrainLoop'; write 'mmengine.EpochBasedTrainLoop' for MMEngine's own.
     - The first Ctrl-C or SIGTERM in `train` leaves a checkpoint and raises `Interrupted`.
+    - `test` takes checkpoints of its model alone, and a data set that is empty or damaged is named.
     - A checkpoint has its name only once it is complete, and an old one is deleted only once the new one is
       (`mmvig.engine.checkpoint`).
     - `default_hooks.progress`, a ProgressHook, shows how far the run is; the log file is MMEngine's, and the console
       gets its warnings alone. `default_hooks=dict(progress=None)` gives MMEngine's console back.
     """
+
+    _exact = False  # whether a checkpoint must be of this very model
 
     def train(self):
         interrupt = InterruptHook()
@@ -49,10 +58,52 @@ class Runner(MMEngineRunner):
             self.call_hook('close_display')
 
     def test(self) -> dict:
+        self._exact = True
         try:
             return super().test()
         finally:
+            self._exact = False
             self.call_hook('close_display')
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        unfit: list[str] = []
+
+        def compare(module: nn.Module, names) -> None:
+            """As a hook of torch it learns what the model lacks and what the file has too much."""
+            unfit.extend(name for name in names.missing_keys if not name.endswith('num_batches_tracked'))
+            unfit.extend(name for name in names.unexpected_keys if name.startswith('backbone.'))
+
+        hook = model.register_load_state_dict_post_hook(compare)
+        try:
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        finally:
+            hook.remove()
+        own, given = model.state_dict(), checkpoint.get('state_dict', {})
+        unfit += [name for name, value in given.items() if name in own and value.shape != own[name].shape]
+        if unfit and self._exact:
+            raise CheckpointError(
+                f'{filename} is no checkpoint of this model, whose test would say nothing: {len(unfit)} parameters are '
+                f'in one of them alone or of another shape, such as {unfit[:3]}; take the config that it was trained by'
+            )
+        return checkpoint
+
+    @staticmethod
+    def build_dataloader(dataloader: dict, *args, **kwargs) -> DataLoader:
+        try:
+            return MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
+        except ValueError as error:
+            dataset = dataloader.get('dataset') or {}
+            place = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+            empty = 'at least one array to concatenate' in str(error)  # MMEngine's list of samples
+            raise SetupError(
+                f'the data set {dataset.get("type")} of {place or "the config"} '
+                + (
+                    'holds no sample: its annotations name none, or a filter leaves none'
+                    if empty
+                    else f'cannot be read: {error}'
+                )
+            ) from error
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

@@ -61,7 +61,7 @@ def survive(folder: Path, kills: int, epochs: int, rng: random.Random) -> None:
     want = dict(losses(whole))
     assert sorted(want) == list(range(iterations)) and len(set(want.values())) == iterations
 
-    killed, while_writing, done = folder / 'killed', 0, 0
+    killed, struck, while_writing, done = folder / 'killed', 0, 0, 0
     for life in range(kills + 1):
         newest = latest_checkpoint(killed) if killed.exists() else None
         begins = 0 if newest is None else load_for_resume(newest)['meta']['iter']
@@ -69,13 +69,19 @@ def survive(folder: Path, kills: int, epochs: int, rng: random.Random) -> None:
         process = start(config, killed, epochs, folder / f'{life}.log')
         if life < kills:
             # Most kills come some iterations after the start, which leaves time for the rest; a few while it starts.
-            target = before + rng.randint(0, 2 * iterations // (kills + 1))
+            target = before + rng.randint(0, 6 * iterations // (5 * kills + 5))
             while len(losses(killed)) < target and not gone(process):
                 time.sleep(0.002)
-            time.sleep(rng.uniform(0, 0.05))
+            if life % 3 == 2:  # and some while a checkpoint is written
+                while not (killed / UNFINISHED).exists() and not gone(process):
+                    time.sleep(0.0005)
+            else:
+                time.sleep(rng.uniform(0, 0.05))
             os.kill(process, signal.SIGKILL)
             status = wait(process)
-            assert status == -signal.SIGKILL or done == iterations, (folder / f'{life}.log').read_text()[-3000:]
+            ended = losses(killed)[-1:] == [(iterations - 1, want[iterations - 1])]
+            assert status == -signal.SIGKILL or ended, (folder / f'{life}.log').read_text()[-3000:]
+            struck += status == -signal.SIGKILL
             while_writing += (killed / UNFINISHED).exists()
         else:
             assert wait(process) == 0, (folder / f'{life}.log').read_text()[-3000:]
@@ -89,7 +95,7 @@ def survive(folder: Path, kills: int, epochs: int, rng: random.Random) -> None:
     for part in ('state_dict', 'ema_state_dict'):
         assert all(value.equal(ends[1][part][name]) for name, value in ends[0][part].items()), part
     assert len(list(killed.glob('iter_*.pth'))) <= 3  # the two that are kept, and one that a kill left behind
-    print(f"{kills} kills, {while_writing} of them while a checkpoint was written: every loss is the unkilled run's")
+    print(f"{struck} kills, {while_writing} of them while a checkpoint was written: every loss is the unkilled run's")
 
 
 def start(config: Path, work_dir: Path, epochs: int, log: Path) -> int:
