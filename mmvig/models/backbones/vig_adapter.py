@@ -172,5 +172,6 @@ class ViGAdapter(ViG):
     def finish(self, i: int, level: Tensor, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Output i from its level of the pyramid and the last tokens, (B, C, h, w) each, for an image of `size`."""
         level = level + F.interpolate(tokens, level.shape[2:], mode='bilinear', align_corners=False)
-        height, width = (-(-side // 2 ** (i + 2)) for side in size)
+        stride = 2 ** (i + 2)
+        height, width = ((side + stride - 1) // stride for side in size)  # not -(-side // stride): ONNX rounds to 0
         return getattr(self, f'out_norm{i}')(level[:, :, :height, :width])
