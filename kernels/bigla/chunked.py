@@ -40,6 +40,9 @@ class _Grid(NamedTuple):
     C = 2 ** bits positions come in bit-reversed order, so that at every level of the tree the blocks of all pairs and
     chunks are one contiguous run: products take them as a batch without a copy, elementwise work has long inner loops.
     M = R * G * B * nh counts chunks: chunk g * R + r of a sequence is the r-th of the g-th group.
+
+    While `torch.export` traces, L may be symbolic. The grid then has the form that serves every length, whole groups of
+    whole chunks, and `fixed` is False: no branch may look at what depends on L.
     """
 
     B: int
@@ -48,14 +51,18 @@ class _Grid(NamedTuple):
     bits: int
     R: int
     G: int
+    fixed: bool
 
     @classmethod
     def of(cls, q: Tensor) -> '_Grid':
         B, L, nh, _ = q.shape
+        if isinstance(L, torch.SymInt):
+            group = GROUP << MAX_BITS
+            return cls(B, L, nh, MAX_BITS, GROUP, (L + group - 1) // group, False)  # ONNX divides towards 0
         bits = sum(1 << b < L for b in range(MAX_BITS))
         chunks = -(-L >> bits)
         G = -(-chunks // GROUP)
-        return cls(B, L, nh, bits, -(-chunks // G), G)
+        return cls(B, L, nh, bits, -(-chunks // G), G, True)
 
     @property
     def C(self) -> int:
@@ -65,18 +72,23 @@ class _Grid(NamedTuple):
     def M(self) -> int:
         return self.R * self.G * self.B * self.nh
 
+    @property
+    def carries(self) -> bool:
+        """Whether states carry over from chunk to chunk."""
+        return not self.fixed or self.R * self.G > 1
+
     def pairs(self, x: Tensor, s: int) -> Tensor:
         """(.., C, M, K) -> (.., s, 2, pairs of blocks, M, K), or (.., 1, ..) of blocks' totals at s = 1."""
         return x.unflatten(-3, (s, 2, x.shape[-3] // (2 * s)))
 
     def load(self, x: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """(B, L, nh, width), any strides -> contiguous (C, M, width) of dtype; tokens after the last are zeros."""
-        B, L, nh, bits, R, G = self
+        B, L, nh, bits, R, G, fixed = self
         width = x.shape[-1]
         if out is None:
             out = x.new_empty(self.C, self.M, width, dtype=dtype)
-        if R * G << bits > L:
-            x = F.pad(x, (0, 0, 0, 0, 0, (R * G << bits) - L))
+        if not fixed or R * G * self.C > L:
+            x = F.pad(x, (0, 0, 0, 0, 0, R * G * self.C - L))
         # (B, G, R, highest bit, .., lowest bit, nh, width) -> (lowest bit, .., highest bit, R, G, B, nh, width)
         x = x.unflatten(1, (G, R, *[2] * bits)).permute(*range(bits + 2, 2, -1), 2, 1, 0, bits + 3, bits + 4)
         out.view(x.shape).copy_(x)
@@ -84,12 +96,12 @@ class _Grid(NamedTuple):
 
     def store(self, x: Tensor, like: Tensor) -> Tensor:
         """(C, M, width), any strides -> (B, L, nh, width) of like's dtype: the inverse of `load`."""
-        B, L, nh, bits, R, G = self
+        B, L, nh, bits, R, G, _ = self
         x = x.unflatten(1, (R, G, B, nh)).unflatten(0, (1, *[2] * bits)).squeeze(0)
         x = x.permute(bits + 2, bits + 1, bits, *range(bits - 1, -1, -1), bits + 3, bits + 4)
-        out = like.new_empty(B, R * G << bits, nh, x.shape[-1])
+        out = like.new_empty(B, R * G * self.C, nh, x.shape[-1])
         out.view(x.shape).copy_(x)
-        return out[:, :L]
+        return out.narrow(1, 0, L)
 
 
 class _BiGLA(torch.autograd.Function):
@@ -104,15 +116,14 @@ class _BiGLA(torch.autograd.Function):
             q, k, v, g = _load(grid, q_, k_, v_, g_fwd, g_bwd, scale)
             x, y, d = _leaves(q, k, g)
             masks = _level_masks(grid, q)
-            A = q.new_zeros(grid.M, grid.C, grid.C)
+            A = torch.diag_embed(2 * (q * k).sum(-1).t())  # (M, C, C), a token and itself
             for level in range(grid.bits):
                 rows, cols = _climb(grid, x, y, d, 1 << level)
                 A.addcmul_(torch.bmm(_mats(rows), _mats(cols).mT), masks[level])
                 g, d = _merge(g)
-            A.diagonal(dim1=1, dim2=2).copy_(2 * (q * k).sum(-1).t())
             o = torch.bmm(A, _mats(v))
             S = None, None
-            if grid.R * grid.G > 1:
+            if grid.carries:
                 U = [torch.bmm(_mats(y[i]).mT, _mats(v)) for i in range(2)]
                 S = [_scan(grid, g[i, 0], U[i], reverse=i == 1) for i in range(2)]
                 o.baddbmm_(_mats(x[0]), S[0]).baddbmm_(_mats(x[1]), S[1])
@@ -135,7 +146,7 @@ class _BiGLA(torch.autograd.Function):
                 g, d = _merge(g)
 
             dv = torch.bmm(A.mT, do)
-            if grid.R * grid.G > 1:
+            if grid.carries:
                 dS = [torch.bmm(_mats(x[i]).mT, do) for i in range(2)]
                 dU = [_scan(grid, g[i, 0], dS[i], reverse=i == 0) for i in range(2)]
                 dv.baddbmm_(_mats(y[0]), dU[0]).baddbmm_(_mats(y[1]), dU[1])
@@ -257,7 +268,8 @@ def _level_masks(grid: _Grid, like: Tensor) -> Tensor:
     i = torch.arange(grid.C, device=like.device)
     differ = i ^ i.unsqueeze(-1)
     # The highest bit in which two tokens differ is the lowest one of their bit-reversed positions.
-    return ((differ & -differ) == (grid.C >> 1 >> i[: grid.bits, None, None])).to(like.dtype)
+    bit = torch.tensor([grid.C >> 1 >> level for level in range(grid.bits)], device=like.device)
+    return ((differ & -differ) == bit[:, None, None]).to(like.dtype)
 
 
 def _scan(grid: _Grid, g: Tensor, U: Tensor, reverse: bool) -> Tensor:
@@ -270,23 +282,26 @@ def _scan(grid: _Grid, g: Tensor, U: Tensor, reverse: bool) -> Tensor:
     Returns:
         S (M, K, V): S_c = sum over c' < c of exp(sum of g over the chunks between) U_c'; with `reverse` over c' > c.
     """
-    n = grid.B * grid.nh * g.shape[-1]
-    S = _scan_groups(g.reshape(-1, n), U.view(-1, n, U.shape[-1]), grid.R, reverse)
-    return S.reshape(U.shape)
-
-
-def _scan_groups(g: Tensor, U: Tensor, R: int, reverse: bool) -> Tensor:
-    """`_scan` of g (R * G, n) and U (R * G, n, V): inside each of G groups, over the groups, and both together."""
-    n, V = U.shape[1:]
-    G = U.shape[0] // R
-    g, U = g.view(R, G * n), U.view(R, G * n, V)
-    # E[i, j] = exp(sum of g over j < u < i) for j < i, else 0: summed as it stands, not by differences of prefix sums.
-    E = F.pad(g[:-1], (0, 0, 1, 0)).t().unsqueeze(-1).expand(-1, -1, R).tril(-2).cumsum(1).exp_().tril_(-1)
-    S = torch.bmm(E.mT if reverse else E, U.transpose(0, 1)).transpose(0, 1)  # (R, G * n, V)
-    if G == 1:
-        return S
+    n, R, G = grid.B * grid.nh * g.shape[-1], grid.R, grid.G
+    V = U.shape[-1]
+    shape = U.shape
+    g, U = g.reshape(R, G * n), U.view(R, G * n, V)
+    S = _scan_rows(g, U, reverse)  # inside each group
+    if grid.fixed and G == 1:
+        return S.reshape(shape)
     last = 0 if reverse else R - 1
     U_group = torch.addcmul(U[last], g[last].exp().unsqueeze(-1), S[last])
-    S_group = _scan_groups(g.view(R, G, n).sum(0), U_group.reshape(G, n, V), G, reverse).reshape(G * n, V)
+    S_group = _scan_rows(g.view(R, G, n).sum(0), U_group.view(G, n, V), reverse)
+    S_group = S_group.clone(memory_format=torch.contiguous_format).view(G * n, V)  # whether to copy is no branch either
     before = F.pad(g[1:].flip(0).cumsum(0).flip(0), (0, 0, 0, 1)) if reverse else F.pad(g[:-1].cumsum(0), (0, 0, 1, 0))
-    return (before.exp().unsqueeze(-1) * S_group).add_(S).view(R * G, n, V)
+    return (before.exp().unsqueeze(-1) * S_group).add_(S).view(shape)
+
+
+def _scan_rows(g: Tensor, U: Tensor, reverse: bool) -> Tensor:
+    """`_scan` along the first axis of g (R, n) and U (R, n, V)."""
+    i = torch.arange(g.shape[0], device=g.device)
+    after = i.unsqueeze(-1) - i  # (R, R)
+    # E[i, j] = exp(sum of g over j < u < i) for j < i, else 0: summed as it stands, not by differences of prefix sums.
+    E = torch.where(after > 1, F.pad(g, (0, 0, 1, 0))[:-1].t().unsqueeze(-1), 0)  # (n, R, R)
+    E = E.cumsum(1).exp_().masked_fill_(after < 1, 0)
+    return torch.bmm(E.mT if reverse else E, U.transpose(0, 1)).transpose(0, 1)
