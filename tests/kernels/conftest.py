@@ -5,7 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
+
+from bigla import bigla
 
 NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
 
@@ -64,7 +67,7 @@ def run() -> Callable[..., list[Tensor]]:
 
     def run(fn: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
         out = fn(*inputs)
-        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
         return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
     return run
@@ -83,3 +86,55 @@ def errors() -> Callable[..., dict[str, float]]:
         }
 
     return errors
+
+
+@pytest.fixture
+def check_budget(run, errors) -> Callable[..., None]:
+    """`check_budget(fn, inputs)`: no error beyond twice another implementation's in the same precision, and a band.
+
+    Errors are those of the output and of every gradient against float64; the band is `roundings` of the output's dtype.
+    `peer` is the other implementation, `oracle` the one that is exact in float64: the recurrence, or 'chunked', which
+    equals it, where the recurrence would take too long.
+    """
+
+    def check(fn: Callable[..., Tensor], inputs: list[Tensor], roundings=1, peer='chunked', oracle='reference') -> None:
+        got = run(fn, inputs)
+        assert all(x.isfinite().all() for x in got)
+        exact = run(lambda *x: bigla(*x, impl=oracle), [x.detach().double().requires_grad_() for x in inputs])
+        allowed = errors(run(lambda *x: bigla(*x, impl=peer), inputs), exact)
+        mine = errors(got, exact)
+        band = roundings * torch.finfo(got[0].dtype).eps / 2
+        worst = {name: (mine[name], allowed[name]) for name in mine if mine[name] > 2 * allowed[name] + band}
+        assert not worst, worst
+
+    return check
+
+
+LAYOUTS = ('contiguous', 'packed', 'head-major', 'every other column', 'odd offset')
+
+
+@pytest.fixture
+def draw_case(make_inputs) -> Callable[..., tuple[list[Tensor], str]]:
+    """`draw_case(data, max_length, dtypes)` draws inputs by Hypothesis, in views of any layout; and which gates."""
+
+    def draw(data, max_length: int, dtypes: tuple[torch.dtype, ...]) -> tuple[list[Tensor], str]:
+        def pick(strategy, name):
+            return data.draw(strategy, label=name)
+
+        B = pick(st.sampled_from([0, 1, 1, 2, 3]), 'B')
+        L = pick(st.one_of(st.integers(1, 40), st.integers(1, max_length)), 'L')
+        nh, K, V = pick(st.integers(1, 3), 'nh'), pick(st.integers(1, 33), 'K'), pick(st.integers(1, 33), 'V')
+        gates, dtype = pick(st.sampled_from(list(GATES)), 'gates'), pick(st.sampled_from(dtypes), 'dtype')
+        layout, seed = pick(st.sampled_from(LAYOUTS), 'layout'), pick(st.integers(0, 2**31), 'seed')
+        inputs = [x.detach() for x in make_inputs(B, L, nh, K, V, gates=gates, dtype=dtype, seed=seed)]
+        if layout == 'packed':
+            inputs = list(torch.cat(inputs, -1).split([K, K, V, K, K], -1))
+        elif layout == 'head-major':
+            inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
+        elif layout == 'every other column':
+            inputs = [x.repeat_interleave(2, -1)[..., ::2] for x in inputs]
+        elif layout == 'odd offset':
+            inputs = [F.pad(x, (1, 2))[..., 1:-2] for x in inputs]
+        return [x.requires_grad_() for x in inputs], gates
+
+    return draw

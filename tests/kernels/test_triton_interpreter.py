@@ -10,10 +10,20 @@ import pytest
 pytest.importorskip('triton')
 
 
-def test_interpreted():
+def run(*options: str, **environ: str) -> None:
     tests = Path(__file__).with_name('interpreted_triton.py')
     env = {name: value for name, value in os.environ.items() if not name.startswith(('PYTEST', 'COV_'))}
-    env |= {'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', str(tests)]
+    env |= {'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1', **environ}
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', str(tests), *options]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+
+
+def test_interpreted():
+    run()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_500_random_cases():
+    run('-k', 'random_cases', BIGLA_CASES='500')

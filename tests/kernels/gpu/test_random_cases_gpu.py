@@ -1,0 +1,36 @@
+"""The Triton kernels on any input, on a GPU: output and gradients within twice the error of `chunked`."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bigla import bigla
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Where log2(e) g, which is rounded, is large; elsewhere some more than one, since few numbers have no average.
+ROUNDINGS = {'strong': 8, 'constant': 50}
+hypothesis = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+def check(data, max_length, draw_case, check_budget) -> None:
+    inputs, gates = draw_case(data, max_length, DTYPES)
+    inputs = [x.detach().cuda().requires_grad_() for x in inputs]  # strides are kept
+    oracle = 'reference' if inputs[0].shape[1] <= 300 else 'chunked'
+    check_budget(lambda *x: bigla(*x, impl='triton'), inputs, ROUNDINGS.get(gates, 4), oracle=oracle)
+
+
+@settings(hypothesis, max_examples=25)
+@given(data=st.data())
+def test_random_cases(data, draw_case, check_budget):
+    check(data, 200, draw_case, check_budget)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@settings(hypothesis, max_examples=500)
+@given(data=st.data())
+def test_500_random_cases(data, draw_case, check_budget):
+    check(data, 5000, draw_case, check_budget)
