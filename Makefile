@@ -22,7 +22,8 @@ endif
 ifeq ($(origin TORCH_INDEX), undefined)
   TORCH_INDEX := $(shell cat $(ENV)/torch-index 2>/dev/null)
 endif
-KEY := $(shell { cat requirements/*.txt; echo '$(PYTHON) $(TORCH_INDEX)'; } | sha256sum | cut -c 1-16)
+# Not export.txt: it adds to an environment, and rebuilding would take it away.
+KEY := $(shell { cat $(filter-out requirements/export.txt, $(sort $(wildcard requirements/*.txt))); echo '$(PYTHON) $(TORCH_INDEX)'; } | sha256sum | cut -c 1-16)
 
 # Idle OpenMP threads soon sleep: by default they spin for long, on the cores that the data loaders need where cores are few.
 # (To sleep at once, OMP_WAIT_POLICY=PASSIVE, made training half as slow again.)
@@ -34,7 +35,7 @@ ifndef BEGAN
 endif
 say = @t=$$(( $$(date +%s) - $(BEGAN) )); printf '\n[%d:%02d] %s\n' $$(( t / 60 )) $$(( t % 60 )) '$(1)'
 
-.PHONY: help env quickstart quickstart-short test test-all test-gpu lint format clean python FORCE
+.PHONY: help env export-env quickstart quickstart-short test test-all test-gpu lint format clean python FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -43,7 +44,7 @@ help:
 	@echo 'make test-all     all tests'
 	@echo 'make test-gpu     the tests that need a GPU, and the kernels under compute-sanitizer where it is installed'
 	@echo 'make lint         style, spelling and house rules; make format repairs the style'
-	@echo 'make env          only the environment, in $(ENV)'
+	@echo 'make env          only the environment, in $(ENV); make export-env adds what ONNX files need (120 MB)'
 	@echo 'make clean        removes the environment and what was built; data/ and work_dirs/ stay'
 	@echo
 	@echo 'The environment takes about 5 GB, most of it the CUDA libraries that torch brings. Smaller, without them:'
@@ -78,6 +79,9 @@ $(ENV)/installed: $(ENV)/complete-$(KEY) setup.py pyproject.toml mmvig/__init__.
 	$(call say,Installing mmvig as a link to this folder)
 	@$(PIP) --no-deps --quiet --no-build-isolation --editable .
 	@echo '$(CURDIR)' > $@
+
+export-env: env
+	@$(PIP) --no-deps --quiet -r requirements/export.txt
 
 quickstart: env
 	$(call say,1 of 4: writing the digit scenes)
