@@ -9,7 +9,7 @@ ENV ?= .venv
 DATA := data/digit_scenes
 WORK_DIR := work_dirs/quickstart
 CONFIG := configs/mmdet/digits/mask-rcnn_vigh-gla-nano_fpn_quickstart_digits.py
-CODE := mmvig kernels configs tools tests setup.py
+CODE := mmvig kernels configs tools tests benchmarks setup.py
 
 PY := $(ENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install

@@ -24,7 +24,7 @@ def test_config_swap(tmp_path):
 def test_commands_and_files_are_there():
     makefile = (ROOT / 'Makefile').read_text()
     targets = set(re.findall(r'^([a-z-]+):', makefile, re.MULTILINE))
-    assert {'quickstart', 'test'} <= set(re.findall(r'(?:^|`)make ([a-z]+)', README, re.MULTILINE)) <= targets
+    assert {'quickstart', 'test'} <= set(re.findall(r'(?:^|`)make ([a-z-]+)', README, re.MULTILINE)) <= targets
     assert not [path for path in re.findall(r'\btools/\w+\.py', README) if not (ROOT / path).is_file()]
     addresses = re.findall(r'mmvig::([\w/.-]+\.py)', README)
     assert addresses and all((ROOT / 'configs' / address).is_file() for address in addresses)
