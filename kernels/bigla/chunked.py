@@ -101,7 +101,9 @@ class _Grid(NamedTuple):
         x = x.permute(bits + 2, bits + 1, bits, *range(bits - 1, -1, -1), bits + 3, bits + 4)
         out = like.new_empty(B, R * G * self.C, nh, x.shape[-1])
         out.view(x.shape).copy_(x)
-        return out.narrow(1, 0, L)
+        if self.fixed:
+            return out[:, :L]
+        return out.index_select(1, torch.arange(L, device=x.device))  # the length of a slice would be data-dependent
 
 
 class _BiGLA(torch.autograd.Function):
