@@ -1,7 +1,7 @@
 """Which configs of the installed OpenMMLab packages take ViG-H for their backbone."""
 
+import csv
 import logging
-import re
 import signal
 import warnings
 from ast import literal_eval
@@ -18,26 +18,77 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mmvig.apis.swap_backbone import find_model, old_pyramid, swap_backbone
+from mmvig.apis.swap_backbone import STRIDES, locate_model, old_pyramid, swap_backbone
 
-__all__ = ['BUILT', 'LIBRARIES', 'NOT_BUILT', 'REFUSED', 'Entry', 'find_configs', 'reasons', 'summary', 'take_census']
+__all__ = [
+    'BROKEN',
+    'CONVERTED',
+    'LIBRARIES',
+    'NO_MODEL',
+    'REFUSED',
+    'WRONG',
+    'Entry',
+    'find_configs',
+    'read_entries',
+    'reasons',
+    'summary',
+    'take_census',
+    'write_entries',
+]
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
-BUILT, NOT_BUILT, REFUSED = 'converted and built', 'converted, does not build', 'refused'
+CONVERTED, BROKEN, WRONG, REFUSED, NO_MODEL = (
+    'converted',  # and what follows the backbone runs on the maps that ViG-H really gives
+    'fails unconverted',  # and so it does converted, by the very same check
+    'converted wrongly',
+    'refused',
+    'no model',  # or not readable: there is nothing to convert
+)
+SIDE = 256  # of an image that has all strides
 
 
 class Entry(NamedTuple):
-    """A row of the census. `backbone` is the old one's type; `undilate` whether it took `undilate=True`."""
+    """A row of the census.
+
+    `backbone` is the old one's type, `strides` those of its maps as they were measured, '4 8 16 32', or '' if it gives
+    something else than maps or could not be run; `undilate` tells whether the config took `undilate=True`.
+    """
 
     library: str
     config: str
     backbone: str
+    strides: str
     undilate: bool
     outcome: str
     reason: str
+
+    @property
+    def is_pyramid(self) -> bool:
+        """Whether the old backbone gives maps of ascending strides among 4, 8, 16 and 32: what ViG-H can replace."""
+        strides = [int(stride) for stride in self.strides.split()]
+        return bool(strides) and strides == sorted(set(strides)) and set(strides) <= set(STRIDES)
+
+
+def write_entries(path: Path, entries: Iterable[Entry]) -> None:
+    with path.open('w', newline='') as file:
+        csv.writer(file, lineterminator='\n').writerows([Entry._fields, *entries])
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """What `write_entries` wrote, without a last row that was cut off.
+
+    Raises:
+        ValueError: the columns are others.
+    """
+    with path.open(newline='') as file:
+        header, *rows = csv.reader(file)
+    if tuple(header) != Entry._fields:
+        raise ValueError(f'{path} has columns {", ".join(header)}, and not those of a census: name another file')
+    entries = [Entry(*row) for row in rows if len(row) == len(header)]
+    return [entry._replace(undilate=entry.undilate == 'True') for entry in entries]
 
 
 def find_configs() -> list[tuple[str, str]]:
@@ -57,10 +108,11 @@ def _root(library: str) -> Path:
 def take_census(
     configs: Iterable[tuple[str, str]], backbone: str, *, workers: int = 1, limit: int = 60
 ) -> Iterator[Entry]:
-    """Converts each config and builds its model without memory, on the meta device.
+    """Converts each config and checks the model, without memory, on the meta device.
 
-    What follows the backbone is also run on maps of the backbone's shapes, and the old backbone on an image, to see
-    that its widths and strides were known correctly. An image of 256 pixels a side has all strides.
+    The neck, and the heads that need no annotations, run on maps of the shapes that the new backbone really gives. The
+    old backbone runs on an image, to see that its widths and strides were known correctly. A config that fails is put
+    to the same check as it was.
 
     Args:
         limit: seconds that a config may take.
@@ -80,7 +132,7 @@ def _examine_in_time(task: tuple[str, str, str, int]) -> Entry:
     try:
         return _examine(library, path, backbone)
     except TimeoutError:
-        return Entry(library, path, '', False, NOT_BUILT, f'took longer than {limit} s')
+        return Entry(library, path, '', '', False, WRONG, f'took longer than {limit} s')
     finally:
         signal.alarm(0)
 
@@ -90,37 +142,46 @@ def _time_is_up(*_) -> None:
 
 
 def _examine(library: str, path: str, backbone: str) -> Entry:
+    entry = Entry(library, path, '', '', False, NO_MODEL, '')
     try:
         cfg = Config.fromfile(_root(library) / path)
     except Exception as error:  # whatever a config of others raises
-        return Entry(library, path, '', False, REFUSED, f'cannot be read: {_brief(error)}')
+        return entry._replace(reason=f'cannot be read: {_brief(error)}')
     if not isinstance(cfg.get('model'), dict):
-        return Entry(library, path, '', False, REFUSED, 'has no model: a part of other configs')
+        return entry._replace(reason='a part of other configs')
     cfg.setdefault('default_scope', library)
-    undilate, kind = False, ''
+    entry = entry._replace(outcome=REFUSED)
     try:
-        kind = str(find_model(cfg)[1].backbone.get('type', ''))
+        old = locate_model(cfg)[1].backbone
+        entry = entry._replace(backbone=str(old.get('type', '')), strides=' '.join(map(str, measured_strides(cfg))))
         new = swap_backbone(cfg, backbone)
     except ValueError as error:
         if '--undilate' not in str(error):
-            return Entry(library, path, kind, False, REFUSED, _brief(error))
+            return entry._replace(reason=_brief(error))
+        entry = entry._replace(undilate=True)
         try:
-            new, undilate = swap_backbone(cfg, backbone, undilate=True), True
+            new = swap_backbone(cfg, backbone, undilate=True)
         except ValueError as error:
-            return Entry(library, path, kind, True, REFUSED, _brief(error))
+            return entry._replace(reason=_brief(error))
+    if problem := _problem(new, cfg):
+        if original := _problem(cfg):
+            reason = problem if original == problem else f'{problem}; unconverted: {original}'
+            return entry._replace(outcome=BROKEN, reason=reason)
+        return entry._replace(outcome=WRONG, reason=problem)
+    return entry._replace(outcome=CONVERTED)
+
+
+def _problem(cfg: Config, old: Config | None = None) -> str:
+    """What is wrong with a config, '' if nothing is; of a converted one, also what was taken of the `old` backbone."""
     try:
-        check_old_backbone(cfg)
-        run_without_backbone(build(new))
+        if old is not None:
+            check_old_backbone(old)
+        run_after_backbone(cfg)
     except TimeoutError:
         raise
     except Exception as error:
-        reason = _brief(error)
-        try:
-            build(cfg)
-        except Exception as original:
-            reason += f'; neither does the original: {_brief(original)}'
-        return Entry(library, path, kind, undilate, NOT_BUILT, reason)
-    return Entry(library, path, kind, undilate, BUILT, '')
+        return _brief(error)
+    return ''
 
 
 def _brief(error: Exception) -> str:
@@ -158,22 +219,83 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def run_without_backbone(model: nn.Module) -> None:
-    """Runs the neck, and the heads that need no annotations, on maps as the model's ViG-H gives them.
+# ----------------------------------------------------------------------------------------------------- the backbones
+
+# Settings that change no shape, and that would load a file or run operators which know no meta device.
+WITHOUT_EFFECT = ('init_cfg', 'pretrained', 'dcn', 'stage_with_dcn', 'plugins', 'sac', 'stage_with_sac')
+
+
+def measured_strides(cfg: Config) -> tuple[int, ...]:
+    """The strides of the maps that a config's backbone gives; none if it gives no maps or cannot be run."""
+    _, model, scope = locate_model(cfg)
+    try:
+        shapes = _measure(scope, _text(model.backbone))
+    except TimeoutError:
+        raise
+    except Exception:  # whatever a backbone of others raises
+        return ()
+    return tuple(SIDE // shape[2] for shape in shapes) if all(len(shape) == 4 for shape in shapes) else ()
+
+
+def check_old_backbone(cfg: Config) -> None:
+    """Compares what the old backbone gives with what `swap_backbone` takes it to give.
+
+    Raises:
+        AssertionError: another width or stride.
+    """
+    _, model, scope = locate_model(cfg)
+    pyramid, _ = old_pyramid(model.backbone, scope, 'backbone')
+    shapes = _measure(scope, _text(model.backbone))
+    widths = tuple(shape[1] for shape in shapes)
+    strides = tuple(SIDE // shape[2] for shape in shapes)
+    assert widths == pyramid.widths, f'the old backbone gives widths {widths}, not {pyramid.widths}'
+    assert strides == pyramid.strides, f'the old backbone gives strides {strides}, not {pyramid.strides}'
+
+
+def _text(backbone: dict) -> str:
+    return repr({key: value for key, value in backbone.to_dict().items() if key not in WITHOUT_EFFECT})
+
+
+@cache
+def _measure(scope: str, settings: str) -> list[tuple[int, ...]]:
+    """The shapes of what a backbone, its config as text, gives for an image; before they are pooled, if it does that.
+
+    Our own runs for real: an operator that knows no meta device would be no proof.
+    """
+    settings = literal_eval(settings)
+    ours = settings['type'].startswith('mmvig.')
+    device = 'cpu' if ours else 'meta'
+    if ours:
+        backbone = MODELS.build(settings).eval()
+    else:
+        backbone = _build(settings, scope)
+        if hasattr(backbone, 'gap_before_final_norm'):
+            backbone.gap_before_final_norm = False
+    with torch.device(device), torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, SIDE, SIDE))
+    return [tuple(x.shape) for x in ([maps] if isinstance(maps, Tensor) else maps)]
+
+
+# --------------------------------------------------------------------------------------------- what reads the backbone
+
+
+def run_after_backbone(cfg: Config) -> None:
+    """Runs the neck, and the heads that need no annotations, on maps as the backbone gives them.
 
     Raises:
         Exception: what the first part raises that does not take them.
     """
+    _, settings, scope = locate_model(cfg)
+    shapes = _measure(scope, _text(settings.backbone))
+    model = build(cfg)
     while 'backbone' not in dict(model.named_children()):
         children = dict(model.named_children())
         model = children.get('detector') or children['student']
-    backbone = model.backbone
-    maps = tuple(
-        torch.zeros(1, width, 256 // stride, 256 // stride, device='meta')
-        for width, stride in zip(backbone.out_channels, backbone.out_strides)
-    )
-    backbone.forward = lambda images: maps
-    images = torch.zeros(1, 3, 256, 256, device='meta')
+    maps = tuple(torch.zeros(shape, device='meta') for shape in shapes)
+    if getattr(model.backbone, 'gap_before_final_norm', False):
+        maps = tuple(x.mean((2, 3)) for x in maps)
+    model.backbone.forward = lambda images: maps
+    images = torch.zeros(1, 3, SIDE, SIDE, device='meta')
     parts = dict(model.named_children())
     with torch.no_grad(), torch.device('meta'):
         features = maps if 'track_head' in parts else model.extract_feat(images)
@@ -196,61 +318,43 @@ def _run_pixel_decoder(decoder: nn.Module, maps: list[torch.Tensor]) -> None:
         if type(decoder).__name__ == 'MSDeformAttnPixelDecoder':
             decoder(maps)
         else:
-            decoder(maps, [dict(img_shape=(256, 256), batch_input_shape=(256, 256))])
+            decoder(maps, [dict(img_shape=(SIDE, SIDE), batch_input_shape=(SIDE, SIDE))])
 
 
-def check_old_backbone(cfg: Config) -> None:
-    """Compares what the old backbone gives with what `swap_backbone` takes it to give.
-
-    Raises:
-        AssertionError: another width or stride.
-    """
-    _, model, scope = find_model(cfg)
-    settings = {key: value for key, value in model.backbone.to_dict().items() if key not in WITHOUT_EFFECT}
-    _check_old_backbone(scope, repr(settings))
-
-
-# Settings that change no shape, and that would load a file or run operators which know no meta device.
-WITHOUT_EFFECT = ('init_cfg', 'pretrained', 'dcn', 'stage_with_dcn', 'plugins', 'sac', 'stage_with_sac')
-
-
-@cache
-def _check_old_backbone(scope: str, settings: str) -> None:
-    settings = literal_eval(settings)
-    pyramid, pools = old_pyramid(settings, scope, 'backbone')
-    with torch.device('meta'), torch.no_grad():
-        maps = _build(settings, scope)(torch.zeros(1, 3, 256, 256))
-    widths = tuple(x.shape[1] for x in maps)
-    assert widths == pyramid.widths, f'the old backbone gives widths {widths}, not {pyramid.widths}'
-    if not pools:
-        strides = tuple(256 // x.shape[2] for x in maps)
-        assert strides == pyramid.strides, f'the old backbone gives strides {strides}, not {pyramid.strides}'
+# ------------------------------------------------------------------------------------------------------------- reports
 
 
 def summary(entries: Iterable[Entry]) -> Table:
-    """The counts of each library's outcomes."""
-    counts = Counter((entry.library, _column(entry)) for entry in entries)
-    columns = (BUILT, f'{BUILT}, --undilate', NOT_BUILT, REFUSED)
-    table = Table('library', *columns, 'all')
+    """The outcomes of each library, first of the configs whose backbone gives a pyramid, then of the others."""
+    entries = list(entries)
+    columns = ('pyramids', 'converted', 'share', 'other maps', '--undilate', BROKEN, WRONG, 'all')
+    table = Table('library', *columns)
     for name, libraries in [*((library, [library]) for library in LIBRARIES), ('all', LIBRARIES)]:
-        row = [sum(counts[library, column] for library in libraries) for column in columns]
-        table.add_row(name, *map(str, row), str(sum(row)))
+        rows = [entry for entry in entries if entry.library in libraries and entry.outcome != NO_MODEL]
+        pyramids = [entry for entry in rows if entry.is_pyramid]
+        converted = sum(entry.outcome == CONVERTED for entry in pyramids)
+        table.add_row(
+            name,
+            str(len(pyramids)),
+            str(converted),
+            f'{100 * converted / max(len(pyramids), 1):.1f} %',
+            str(len(rows) - len(pyramids)),
+            str(sum(entry.outcome == CONVERTED for entry in rows if not entry.is_pyramid)),
+            *(str(sum(entry.outcome == outcome for entry in rows)) for outcome in (BROKEN, WRONG)),
+            str(len(rows)),
+        )
     return table
-
-
-def _column(entry: Entry) -> str:
-    return f'{BUILT}, --undilate' if entry.undilate and entry.outcome == BUILT else entry.outcome
 
 
 def reasons(entries: Iterable[Entry], most: int = 20) -> Table:
-    """The most frequent reasons for which a config was not converted or did not build."""
-    counts = Counter((entry.outcome, _kind_of(entry.reason)) for entry in entries if entry.reason)
-    table = Table('configs', 'outcome', 'reason')
-    for (outcome, reason), count in counts.most_common(most):
-        table.add_row(str(count), outcome, reason)
+    """The most frequent reasons for which a config was not converted, or fails."""
+    counts = Counter((entry.outcome, entry.is_pyramid, _kind_of(entry)) for entry in entries if entry.reason)
+    table = Table('configs', 'outcome', 'pyramid', 'reason')
+    for (outcome, pyramid, reason), count in counts.most_common(most):
+        table.add_row(str(count), outcome, 'yes' if pyramid else 'no', reason)
     return table
 
 
-def _kind_of(reason: str) -> str:
-    """Without what is said of one config alone."""
-    return re.split(r'[;:(]', reason)[0]
+def _kind_of(entry: Entry) -> str:
+    """The reason without what is said of one config alone."""
+    return entry.reason.split(';')[0].split(':')[0].split('(')[0].split(', whose')[0]

@@ -12,16 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 
+from mmvig.apis.backbones import VIGH
+from mmvig.apis.zoo import find_model
 from mmvig.models.backbones import ViGH
 
-__all__ = ['BACKBONES', 'swap_backbone']
+__all__ = ['swap_backbone']
 
-BACKBONES = {f'vigh-gla-{arch}': arch for arch in ViGH.arch_table}
-WEIGHTS = {
-    'tiny': 'https://huggingface.co/hustvl/ViG/resolve/main/vig_h_t_82p8acc.pth',
-    'small': 'https://huggingface.co/hustvl/ViG/resolve/main/vig_h_s_83p8acc.pth',
-    'base': 'https://huggingface.co/hustvl/ViG/resolve/main/vig_h_b_84p2acc.pth',
-}
 STRIDES = (4, 8, 16, 32)  # of ViG-H's stages
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of ImageNet, RGB
 # Learning rate and weight decay of the recipes in configs/; mmpretrain's at a batch of 512, by which it scales.
@@ -68,7 +64,7 @@ def swap_backbone(
 
     Args:
         cfg: a config with `model`; a detector may lie inside another model as `model.detector`.
-        backbone: a key of `BACKBONES`: 'vigh-gla-tiny', 'vigh-gla-small' or 'vigh-gla-base'.
+        backbone: a key of `VIGH`: 'vigh-gla-tiny', 'vigh-gla-small' or 'vigh-gla-base'.
         pretrained: start from the published ImageNet weights.
         keep_optimizer: leave the optimizer and its schedule as they are.
         undilate: take maps of strides 4 to 32 for an mmseg backbone dilated to stride 8 or 16, where each head works
@@ -77,11 +73,11 @@ def swap_backbone(
     Raises:
         ValueError: an unknown `backbone`, or a config that cannot be converted; the message says why.
     """
-    if backbone not in BACKBONES:
-        raise ValueError(f'backbone={backbone!r} is unknown; use one of {", ".join(BACKBONES)}')
-    arch = BACKBONES[backbone]
+    if backbone not in VIGH:
+        raise ValueError(f'backbone={backbone!r} is unknown; use one of {", ".join(VIGH)}')
+    arch = VIGH[backbone]['arch']
     new = Config(deepcopy(cfg.to_dict()), cfg_text=cfg.text, filename=cfg.filename)
-    path, model, scope = find_model(new)
+    path, model, scope = locate_model(new)
     old = model.backbone
     pyramid, pools = old_pyramid(old, scope, f'{path}.backbone')
     heads = dict(_heads(model, path))
@@ -98,13 +94,14 @@ def swap_backbone(
             _set_widths(_read(head, name, passed, is_neck=False), [*(dims[i] for i in pyramid.stages[:-1]), mixed])
     stages = _connect(readers, pyramid.stages, dims)
 
-    model.backbone = dict(type='mmvig.ViGH', arch=arch)
+    model.backbone = dict(VIGH[backbone])
     if stages != (0, 1, 2, 3):
         model.backbone.out_indices = stages
     if old.get('with_cp'):
         model.backbone.with_cp = True
     if pretrained:
-        model.backbone.init_cfg = dict(type='Pretrained', checkpoint=WEIGHTS[arch])
+        weights = find_model(f'{backbone}_3rdparty_in1k').weights
+        model.backbone.init_cfg = dict(type='Pretrained', checkpoint=weights)
     if pools:
         model.neck = dict(type='GlobalAveragePooling')
     dropped = [f'{path}.backbone.{key}' for key in REPORTED if _says_something(key, old.get(key))]
@@ -117,7 +114,7 @@ def swap_backbone(
     return new
 
 
-def find_model(cfg: Config) -> tuple[str, dict, str]:
+def locate_model(cfg: Config) -> tuple[str, dict, str]:
     """The path and the settings of the model with the backbone, and the library that it is of."""
     if not isinstance(cfg.get('model'), dict):
         raise ValueError('the config has no model')

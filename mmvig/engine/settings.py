@@ -15,7 +15,8 @@ from mmengine.device import get_device
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
-from mmvig.apis.swap_backbone import BACKBONES, swap_backbone
+from mmvig.apis.backbones import VIGH
+from mmvig.apis.swap_backbone import swap_backbone
 from mmvig.engine.config_diff import compare, parse
 
 __all__ = [
@@ -70,7 +71,7 @@ def add_cfg_options(parser: ArgumentParser) -> None:
 
 
 def add_swap_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument('--backbone', metavar='NAME', help=f'put this backbone into the config: {", ".join(BACKBONES)}')
+    parser.add_argument('--backbone', metavar='NAME', help=f'put this backbone into the config: {", ".join(VIGH)}')
     parser.add_argument(
         '--undilate',
         action='store_true',

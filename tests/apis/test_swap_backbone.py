@@ -7,7 +7,7 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmvig.apis import swap_backbone
-from mmvig.apis.census import build, check_old_backbone, run_without_backbone
+from mmvig.apis.census import check_old_backbone, run_after_backbone
 
 pytestmark = pytest.mark.filterwarnings('ignore:vigh-gla-.* does without')
 
@@ -99,7 +99,7 @@ def test_conversion(address, widths, stages):
     assert backbone.init_cfg.checkpoint.endswith('vig_h_t_82p8acc.pth')
     assert {key: get(new, key) for key in widths} == widths
     check_old_backbone(cfg)
-    run_without_backbone(build(new))
+    run_after_backbone(new)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,18 @@ def test_import_is_light(python):
     assert not {'torch', 'numpy', 'triton', 'mmengine', 'mmcv', 'mmdet'} & set(loaded)
 
 
+def test_swap_backbone_comes_when_it_is_asked_for(python):
+    python("""
+        import sys, mmvig
+        assert 'mmvig.apis' not in sys.modules
+        from mmvig import swap_backbone
+        import mmvig.apis
+        assert swap_backbone is mmvig.swap_backbone is mmvig.apis.swap_backbone
+        assert not hasattr(mmvig, 'no_such_name')
+        assert 'triton' not in sys.modules
+    """)
+
+
 def test_apply_is_idempotent():
     before, report = list(sys.meta_path), compat.report()
     compat.apply()
