@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
-__all__ = ['Entry', 'find_model', 'get_model', 'list_models', 'register_models']
+__all__ = ['Entry', 'find_model', 'get_model', 'home', 'list_models', 'register_models']
 
 
 class Entry(NamedTuple):
@@ -79,12 +79,12 @@ def register_models() -> None:
     """Makes the classifiers known to mmpretrain: to its `get_model`, `list_models` and inferencers."""
     from mmpretrain.apis import ModelHub
 
-    for metafile in sorted(_home().glob('configs/mmpretrain/*/metafile.yml')):
-        ModelHub.register_model_index(metafile, config_prefix=_home())
+    for metafile in sorted(home().glob('configs/mmpretrain/*/metafile.yml')):
+        ModelHub.register_model_index(metafile, config_prefix=home())
 
 
-def _home() -> Path:
-    """The folder with `configs` and `model-index.yml`: inside an installed package, else the root of the sources."""
+def home() -> Path:
+    """The folder with `configs`, `tools` and `model-index.yml`: inside an installed package, else the root of the sources."""
     package = Path(find_spec('mmvig').submodule_search_locations[0])
     installed = package / '.mim'
     return installed if installed.exists() else package.parent
@@ -92,6 +92,6 @@ def _home() -> Path:
 
 @cache
 def _models() -> dict[str, Entry]:
-    metafiles = [_home() / path for path in load(_home() / 'model-index.yml')['Import']]
+    metafiles = [home() / path for path in load(home() / 'model-index.yml')['Import']]
     models = [model for metafile in metafiles for model in load(metafile)['Models']]
-    return {m['Name']: Entry(m['Name'], _home() / m['Config'], m.get('Weights')) for m in models}
+    return {m['Name']: Entry(m['Name'], home() / m['Config'], m.get('Weights')) for m in models}

@@ -56,8 +56,10 @@ def test_find_model():
 def test_the_zoo_of_an_installation_and_of_the_sources(installed, monkeypatch, tmp_path):
     home = tmp_path / 'mmvig' / '.mim' if installed else tmp_path
     (home / 'configs').mkdir(parents=True)
-    monkeypatch.setattr(zoo, 'find_spec', lambda name: type('Spec', (), dict(submodule_search_locations=[tmp_path / name])))
-    assert zoo._home() == home
+    monkeypatch.setattr(
+        zoo, 'find_spec', lambda name: type('Spec', (), dict(submodule_search_locations=[tmp_path / name]))
+    )
+    assert zoo.home() == home
 
 
 @pytest.mark.parametrize('name', KINDS)

@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from torchvision.ops import StochasticDepth
 
 import mmvig  # noqa: F401  resolves what the configs name
+from mmvig.apis.census import build
 from mmvig.datasets.digit_layout import CLASSES, SEG_CLASSES
 from mmvig.engine.layer_decay import find_backbones
 from mmvig.engine.runner import build_runner
@@ -71,12 +72,7 @@ def load(path: Path, amp: bool = False) -> Config:
 @cache
 def skeleton(path: Path) -> torch.nn.Module:
     """The model without memory for its parameters: made in no time, whatever its size."""
-    cfg = load(path)
-    with (
-        torch.device('meta'),
-        mock.patch.object(torch.nn.init, 'trunc_normal_'),
-    ):  # which is slow, with or without memory
-        return MODELS.build(cfg.model)
+    return build(load(path))
 
 
 @pytest.fixture(scope='session')
@@ -101,13 +97,14 @@ def test_leaves_are_short(path):
 
 
 MODEL = r'vigh?-gla-(nano|tiny|small|base)(-adapter)?'
+RIVAL = r'r50|resnet50|swin-t-p4-w7|swin-tiny|swin-tiny-patch4-window7'  # on digits alone, to compare
 NAMES = dict(
     # algorithm_backbone[_neck][_settings]_dataset
-    mmdet=rf'[a-z0-9-]+_({MODEL}|r50)_((simple-)?fpn_)?([a-z0-9-]+_)*(coco|digits)',
+    mmdet=rf'[a-z0-9-]+_({MODEL}|{RIVAL})_((simple-)?fpn_)?([a-z0-9-]+_)*(coco|digits)',
     # model_gpus x batch[-settings]_dataset[-pixels]
-    mmpretrain=rf'{MODEL}_\d+xb\d+(-amp)?_(in1k|digits)(-\d+px)?',
+    mmpretrain=rf'({MODEL}|{RIVAL})_\d+xb\d+(-amp)?_(in1k|digits)(-\d+px)?',
     # backbone and algorithm, in whatever order, gpus x batch[-amp]-schedule, dataset-crop
-    mmseg=rf'({MODEL}_[a-z0-9]+|[a-z0-9]+_{MODEL})_\d+xb\d+-(amp-)?\d+k_(ade20k|cityscapes|digits)-\d+x\d+',
+    mmseg=rf'(({MODEL}|{RIVAL})_[a-z0-9]+|[a-z0-9]+_{MODEL})_\d+xb\d+-(amp-)?\d+k_(ade20k|cityscapes|digits)-\d+x\d+',
 )
 
 
@@ -194,7 +191,7 @@ def test_builds_with_the_widths_of_its_backbone(path):
     channels, strides = outputs(repr(cfg.model.backbone.to_dict()))
     if cfg.default_scope == 'mmpretrain':
         assert [cfg.model.head.in_channels] == channels
-        assert strides == [32 if cfg.model.backbone.type == 'mmvig.ViGH' else 16]
+        assert strides == [16 if cfg.model.backbone.type == 'mmvig.ViG' else 32]
     elif cfg.default_scope == 'mmdet':
         widths = cfg.model.neck.in_channels
         assert (widths if isinstance(widths, list) else [widths]) == channels
@@ -231,8 +228,9 @@ def recipe(path: Path) -> dict[str, float]:
     library, name = path.parts[-3], path.stem
     plain = dict(backbone=1.0, head=1.0, rate=1.0, drop_path=None)
     if 'digits' in name:
-        lr = dict(mmdet=1e-3 if 'quickstart' in name else 4e-4, mmpretrain=1e-3, mmseg=5e-4)[library]
-        return plain | dict(lr=lr, decay=0.05, drop_path=None if 'r50' in name else 0.0)
+        lr = 1e-3 if 'quickstart' in name else 2e-4 if '1536px' in name else 4e-4
+        lr = dict(mmdet=lr, mmpretrain=1e-3, mmseg=5e-4)[library]
+        return plain | dict(lr=lr, decay=0.05, drop_path=0.0 if 'gla' in name else None)
     if library == 'mmpretrain':
         lr, decay, drop_path = IMAGENET[name.split('_')[0]]
         return plain | dict(lr=lr, decay=decay, drop_path=drop_path)
@@ -279,7 +277,7 @@ def test_parameter_groups_are_those_of_the_recipe(path):
 
 @pytest.mark.parametrize('path', LEAVES, ids=ids)
 def test_high_resolution_recomputes(path):
-    high = re.search(r'1536|1024x1024', path.stem)
+    high = re.search(r'1536-1x|1024x1024', path.stem)
     assert parsed(path).model.backbone.get('with_cp', False) == bool(high)
 
 

@@ -1,0 +1,7 @@
+# Mask R-CNN with ViG-H-T on digit scenes of 512 pixels, from scratch.
+_base_ = '../_base_/mask-rcnn_fpn_512px_digits.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='mmvig.ViGH', arch='tiny', drop_path_rate=0.0),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
