@@ -12,7 +12,7 @@ from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.engine import settings
 from mmvig.engine.compile import use_compile
 from mmvig.engine.preflight import check_paths
-from mmvig.engine.report import metrics_table
+from mmvig.engine.report import is_first, metrics_table, say
 from mmvig.engine.runner import build_runner
 from mmvig.engine.settings import SetupError
 
@@ -79,16 +79,6 @@ def main() -> None:
         Console().print(metrics_table(metrics) if metrics else 'The metrics are empty: the model found nothing.')
         if args.out and args.out.endswith('.json'):
             dump(metrics, args.out)
-
-
-def say(line: str) -> None:
-    if is_first():
-        print(line)
-
-
-def is_first() -> bool:
-    """Whether this is the process of a distributed run that speaks."""
-    return os.environ.get('RANK', '0') == '0'
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from mmvig.compat.checkpoint_loading import CheckpointError
 from mmvig.engine import Interrupted, WriteError, settings
 from mmvig.engine.compile import use_compile
 from mmvig.engine.preflight import check_paths, prepare_resume
+from mmvig.engine.report import say
 from mmvig.engine.runner import build_runner
 from mmvig.engine.settings import SetupError
 
@@ -79,12 +80,6 @@ def main() -> None:
     except KeyboardInterrupt:
         say('Stopped before the first iteration; there is nothing to save.')
         sys.exit(130)
-
-
-def say(*lines: str) -> None:
-    """Prints, in one process of a distributed run."""
-    if os.environ.get('RANK', '0') == '0':
-        print(*lines, sep='\n', flush=True)
 
 
 def resume_command(args: argparse.Namespace) -> str:

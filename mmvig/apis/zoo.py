@@ -84,7 +84,7 @@ def register_models() -> None:
 
 
 def home() -> Path:
-    """The folder with `configs`, `tools` and `model-index.yml`: inside an installed package, else the root of the sources."""
+    """The folder with `configs`, `tools` and `model-index.yml`: in an installed package, or the root of the sources."""
     package = Path(find_spec('mmvig').submodule_search_locations[0])
     installed = package / '.mim'
     return installed if installed.exists() else package.parent

@@ -1,11 +1,12 @@
-"""Metrics for people to read."""
+"""What people read: metrics as tables, and words said once however many processes a run has."""
 
+import os
 import re
 from numbers import Real
 
 from rich.table import Table
 
-__all__ = ['main_metrics', 'metrics_table']
+__all__ = ['is_first', 'main_metrics', 'metrics_table', 'say']
 
 COCO = re.compile(r'(?P<dataset>.*/)?(?P<kind>bbox|segm|proposal)_mAP(_(?P<column>50|75|s|m|l))?')
 COCO_KINDS = dict(bbox='box', segm='mask', proposal='proposal')
@@ -39,3 +40,14 @@ def main_metrics(metrics: dict) -> dict[str, Real]:
 def _number(value: float) -> str:
     """COCO writes -1 where nothing of that size is in the data."""
     return '-' if value == -1 else f'{value:.4g}'
+
+
+def say(*lines: str) -> None:
+    """Prints, in one process of a distributed run; which may not have begun, so that its launcher's word counts."""
+    if is_first():
+        print(*lines, sep='\n', flush=True)
+
+
+def is_first() -> bool:
+    """Whether this is the process of a distributed run that speaks."""
+    return os.environ.get('RANK', '0') == '0'

@@ -21,13 +21,14 @@ if wanted == 'fail':
 saved = work_dir / 'saved'
 signal.signal(signal.SIGTERM, lambda *_: sys.exit((work_dir / 'stopped').write_text('') or 143))
 (work_dir / 'device').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', ''))
-(work_dir / 'options').write_text(' '.join(sys.argv[sys.argv.index('--cfg-options') :]) if '--cfg-options' in sys.argv else '')
+(work_dir / 'arguments').write_text(' '.join(sys.argv))
 log = work_dir / f'{time.time()}/vis_data/scalars.json'
 log.parent.mkdir(parents=True)
 for i in range(int(saved.read_text()) if saved.exists() else 0, 4):
     print(f'train iter {i + 1}/4', flush=True)
     with log.open('a') as file:
-        print(json.dumps(dict(iter=i + 1, time=0.1 * (i + 1), data_time=0.01, loss=4.0 - i, memory=1024 * i)), file=file)
+        row = dict(iter=i + 1, time=0.1 * (i + 1), data_time=0.01, loss=4.0 - i, memory=1024 * i)
+        print(json.dumps(row), file=file)
     saved.write_text(str(i + 1))
     time.sleep(0.05 if wanted == 'quick' else 2)
 with log.open('a') as file:
@@ -71,7 +72,7 @@ def test_complete_and_failed_trainings(home):
     said = []
     assert train_all([bad, good], seconds=60, options=['a=1'], say=said.append) == [bad]
     assert good.about.exists() and not bad.about.exists()
-    assert (good.work_dir / 'options').read_text() == '--cfg-options a=1'
+    assert (good.work_dir / 'arguments').read_text().endswith(' --cfg-options a=1')
     assert any('bad failed with status 1: no such luck' in line for line in said)
     assert any('good is complete: top-1 0.900' in line for line in said)
     (home / 'good.py').write_text('fail')  # what is complete does not run again

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmvig.apis import find_model, get_model, list_models, register_models, zoo
+from mmvig.apis import find_model, get_model, list_models, zoo
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'mask-rcnn_vigh-gla-nano_fpn_quickstart_digits'

@@ -26,6 +26,7 @@ from torchvision.ops import StochasticDepth
 
 import mmvig  # noqa: F401  resolves what the configs name
 from mmvig.apis.census import build
+from mmvig.apis.zoo import find_model
 from mmvig.datasets.digit_layout import CLASSES, SEG_CLASSES
 from mmvig.engine.layer_decay import find_backbones
 from mmvig.engine.runner import build_runner
@@ -159,6 +160,14 @@ def test_readme_and_metafile_list_the_configs(folder):
         else:
             assert entry['Name'] == Path(entry['Config']).stem
         assert 'Results' not in entry  # none was measured
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs/_base_').glob('*.py')), ids=ids)
+def test_the_address_of_the_weights_is_that_of_the_metafile(path):
+    cfg = parsed(path)
+    (backbone,) = cfg.values()
+    assert path.stem.endswith(backbone.arch)
+    assert backbone.init_cfg.checkpoint == find_model(f'{path.stem}_3rdparty_in1k').weights
 
 
 def test_model_index():

@@ -1,7 +1,7 @@
 import numpy as np
 from rich.console import Console
 
-from mmvig.engine.report import main_metrics, metrics_table
+from mmvig.engine.report import main_metrics, metrics_table, say
 
 
 def text(metrics: dict) -> list[list[str]]:
@@ -35,3 +35,11 @@ def test_main_metrics():
     metrics = {'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.6, 'coco/bbox_mAP_s': 0.1, 'some_s': 1, 'text': 'x'}
     assert main_metrics(metrics) == {'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.6, 'some_s': 1}
     assert main_metrics({'mIoU': np.float32(44.5)}) == {'mIoU': 44.5}
+
+
+def test_one_process_speaks(capsys, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    say('one', 'two')
+    monkeypatch.setenv('RANK', '1')
+    say('three')
+    assert capsys.readouterr().out == 'one\ntwo\n'

@@ -6,7 +6,7 @@ data_root = 'data/digit_scenes_1536/'
 scale = (1536, 1536)
 max_epochs = 3
 
-model = dict(data_preprocessor=dict(pad_size_divisor=512), test_cfg=dict(rcnn=dict(max_per_img=60)))
+model = dict(data_preprocessor=dict(pad_size_divisor=1536), test_cfg=dict(rcnn=dict(max_per_img=60)))
 train_pipeline = [
     *_base_.train_pipeline[:2],
     dict(type='RandomResize', scale=scale, ratio_range=(0.8, 1.0), keep_ratio=True),

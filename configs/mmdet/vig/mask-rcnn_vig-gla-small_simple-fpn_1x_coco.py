@@ -1,11 +1,7 @@
-_base_ = './mask-rcnn_vig-gla-tiny_simple-fpn_1x_coco.py'
+_base_ = ['./mask-rcnn_vig-gla-tiny_simple-fpn_1x_coco.py', '../../_base_/vig-gla-small.py']
 
 model = dict(
-    backbone=dict(
-        arch='small',
-        drop_path_rate=0.2,
-        init_cfg=dict(checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_s_81p7acc.pth'),
-    ),
+    backbone=dict(drop_path_rate=0.2, **_base_.vig_gla_small),
     neck=dict(in_channels=384),
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05))

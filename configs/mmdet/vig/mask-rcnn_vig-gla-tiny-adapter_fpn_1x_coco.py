@@ -4,16 +4,11 @@ _base_ = [
     'mmdet::_base_/datasets/coco_instance.py',
     '../_base_/schedule_1x_adamw_layer-decay.py',
     'mmdet::_base_/default_runtime.py',
+    '../../_base_/vig-gla-tiny.py',
 ]
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmvig.ViGAdapter',
-        arch='tiny',
-        drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_t_77p2acc.pth'),
-    ),
+    backbone=dict(_delete_=True, type='mmvig.ViGAdapter', drop_path_rate=0.1, **_base_.vig_gla_tiny),
     neck=dict(in_channels=[192, 192, 192, 192]),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=0.01))

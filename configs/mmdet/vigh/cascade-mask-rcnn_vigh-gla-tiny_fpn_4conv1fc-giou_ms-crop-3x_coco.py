@@ -1,17 +1,13 @@
 # Cascade Mask R-CNN with ViG-H-T, 36 epochs on COCO: heads and scales are those of ConvNeXt and Swin, the optimizer is
 # Swin's; 8 GPUs x 2 images.
-_base_ = 'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
+_base_ = [
+    'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py',
+    '../../_base_/vigh-gla-tiny.py',
+]
 
 custom_imports = None
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmvig.ViGH',
-        arch='tiny',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_h_t_82p8acc.pth'
-        ),
-    ),
+    backbone=dict(_delete_=True, type='mmvig.ViGH', **_base_.vigh_gla_tiny),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
 optim_wrapper = dict(

@@ -1,16 +1,8 @@
 # DINO with ViG-H-T at four scales, 12 epochs on COCO.
-_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '../../_base_/vigh-gla-tiny.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmvig.ViGH',
-        arch='tiny',
-        out_indices=(1, 2, 3),
-        init_cfg=dict(
-            type='Pretrained', checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_h_t_82p8acc.pth'
-        ),
-    ),
+    backbone=dict(_delete_=True, type='mmvig.ViGH', out_indices=(1, 2, 3), **_base_.vigh_gla_tiny),
     neck=dict(in_channels=[192, 384, 768]),
 )
 optim_wrapper = dict(

@@ -1,9 +1,6 @@
-_base_ = './mask-rcnn_vigh-gla-tiny_fpn_ms-crop-3x_coco.py'
+_base_ = ['./mask-rcnn_vigh-gla-tiny_fpn_ms-crop-3x_coco.py', '../../_base_/vigh-gla-base.py']
 
 model = dict(
-    backbone=dict(
-        arch='base',
-        init_cfg=dict(checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_h_b_84p2acc.pth'),
-    ),
+    backbone=_base_.vigh_gla_base,
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

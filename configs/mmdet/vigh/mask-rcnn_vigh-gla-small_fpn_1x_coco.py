@@ -1,8 +1,3 @@
-_base_ = './mask-rcnn_vigh-gla-tiny_fpn_1x_coco.py'
+_base_ = ['./mask-rcnn_vigh-gla-tiny_fpn_1x_coco.py', '../../_base_/vigh-gla-small.py']
 
-model = dict(
-    backbone=dict(
-        arch='small',
-        init_cfg=dict(checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_h_s_83p8acc.pth'),
-    )
-)
+model = dict(backbone=_base_.vigh_gla_small)

@@ -1,11 +1,7 @@
-_base_ = './vig-gla-tiny-adapter_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = ['./vig-gla-tiny-adapter_upernet_8xb2-160k_ade20k-512x512.py', '../../_base_/vig-gla-base.py']
 
 model = dict(
-    backbone=dict(
-        arch='base',
-        drop_path_rate=0.3,
-        init_cfg=dict(checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_b_82p6acc.pth'),
-    ),
+    backbone=dict(drop_path_rate=0.3, **_base_.vig_gla_base),
     decode_head=dict(in_channels=[768, 768, 768, 768]),
     auxiliary_head=dict(in_channels=768),
 )

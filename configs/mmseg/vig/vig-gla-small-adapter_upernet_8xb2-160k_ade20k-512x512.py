@@ -1,11 +1,7 @@
-_base_ = './vig-gla-tiny-adapter_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = ['./vig-gla-tiny-adapter_upernet_8xb2-160k_ade20k-512x512.py', '../../_base_/vig-gla-small.py']
 
 model = dict(
-    backbone=dict(
-        arch='small',
-        drop_path_rate=0.2,
-        init_cfg=dict(checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_s_81p7acc.pth'),
-    ),
+    backbone=dict(drop_path_rate=0.2, **_base_.vig_gla_small),
     decode_head=dict(in_channels=[384, 384, 384, 384]),
     auxiliary_head=dict(in_channels=384),
 )

@@ -1,15 +1,8 @@
 # SegFormer's head and schedule with ViG-H-T on ADE20K.
-_base_ = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
+_base_ = ['mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', '../../_base_/vigh-gla-tiny.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmvig.ViGH',
-        arch='tiny',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_h_t_82p8acc.pth'
-        ),
-    ),
+    backbone=dict(_delete_=True, type='mmvig.ViGH', **_base_.vigh_gla_tiny),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
 )
 optim_wrapper = dict(

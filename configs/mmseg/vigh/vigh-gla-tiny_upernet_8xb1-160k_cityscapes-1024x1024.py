@@ -4,19 +4,12 @@ _base_ = [
     'mmseg::_base_/datasets/cityscapes_1024x1024.py',
     '../_base_/schedule_160k_adamw.py',
     'mmseg::_base_/default_runtime.py',
+    '../../_base_/vigh-gla-tiny.py',
 ]
 
 model = dict(
     data_preprocessor=dict(size=(1024, 1024)),
-    backbone=dict(
-        _delete_=True,
-        type='mmvig.ViGH',
-        arch='tiny',
-        with_cp=True,
-        init_cfg=dict(
-            type='Pretrained', checkpoint='https://huggingface.co/hustvl/ViG/resolve/main/vig_h_t_82p8acc.pth'
-        ),
-    ),
+    backbone=dict(_delete_=True, type='mmvig.ViGH', with_cp=True, **_base_.vigh_gla_tiny),
 )
 train_dataloader = dict(batch_size=1)
 auto_scale_lr = dict(base_batch_size=8)
