@@ -48,7 +48,7 @@ def main() -> None:
             display.tick('configs', done, len(configs))
     display.close()
     write_entries(args.out, sorted(found.values()))
-    Console().print(summary(found.values()), reasons(found.values()), sep='\n')
+    Console(width=160).print(summary(found.values()), reasons(found.values()), sep='\n')  # in Markdown
 
 
 if __name__ == '__main__':

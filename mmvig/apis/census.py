@@ -2,25 +2,24 @@
 
 import csv
 import logging
+import os
 import signal
 import warnings
-from ast import literal_eval
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import cache
-from importlib import import_module
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from rich import box
 from rich.table import Table
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from mmvig.apis.measure import SIDE, build, build_part, measure
 from mmvig.apis.swap_backbone import STRIDES, locate_model, old_pyramid, swap_backbone
 
 __all__ = [
@@ -47,7 +46,6 @@ CONVERTED, BROKEN, WRONG, REFUSED, NO_MODEL = (
     'refused',
     'no model',  # or not readable: there is nothing to convert
 )
-SIDE = 256  # of an image that has all strides
 
 
 class Entry(NamedTuple):
@@ -127,6 +125,9 @@ def _examine_in_time(task: tuple[str, str, str, int]) -> Entry:
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
+    os.chdir(_root(library).parent)  # where configs look for others, by the path in their own repository
+    if not dist.is_initialized():  # which a SyncBatchNorm asks for when it is built
+        dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     signal.signal(signal.SIGALRM, _time_is_up)
     signal.alarm(limit)
     try:
@@ -163,20 +164,38 @@ def _examine(library: str, path: str, backbone: str) -> Entry:
             new = swap_backbone(cfg, backbone, undilate=True)
         except ValueError as error:
             return entry._replace(reason=_brief(error))
-    if problem := _problem(new, cfg):
-        if original := _problem(cfg):
-            reason = problem if original == problem else f'{problem}; unconverted: {original}'
-            return entry._replace(outcome=BROKEN, reason=reason)
-        return entry._replace(outcome=WRONG, reason=problem)
-    return entry._replace(outcome=CONVERTED)
+    return entry._replace(**dict(zip(('outcome', 'reason'), _judge(new, cfg))))
 
 
-def _problem(cfg: Config, old: Config | None = None) -> str:
-    """What is wrong with a config, '' if nothing is; of a converted one, also what was taken of the `old` backbone."""
+def _judge(new: Config, cfg: Config) -> tuple[str, str]:
+    """The outcome of a conversion that was made, and the reason if it does not run."""
+    if problem := _problem(lambda: check_old_backbone(cfg)):
+        original = _problem(lambda: measure(locate_model(cfg)[1].backbone, cfg.default_scope))
+        return (BROKEN if original else WRONG), problem
+    if problem := _problem(lambda: run_after_backbone(new)):
+        original = _problem(lambda: run_after_backbone(cfg))
+        if not original:
+            return WRONG, problem
+        reason = problem if original == problem else f'{problem}; unconverted: {original}'
+        if 'neck' not in locate_model(new)[1]:
+            return BROKEN, reason
+        if alone := _problem(lambda: run_neck(new)):
+            return (BROKEN if _problem(lambda: run_neck(cfg)) else WRONG), f'{reason}; the neck alone: {alone}'
+        return BROKEN, f'{reason}; the neck alone runs'
+    if cfg.default_scope == 'mmdet' and 'neck' in locate_model(new)[1]:  # the heads behind it stay as they were
+        try:
+            before = run_neck(cfg)
+        except Exception as error:
+            return BROKEN, f'the neck alone, unconverted: {_brief(error)}'
+        if (after := run_neck(new)) != before:
+            return WRONG, f'heads get maps of widths {after} instead of {before}'
+    return CONVERTED, ''
+
+
+def _problem(check: Callable[[], Any]) -> str:
+    """What `check` raises, '' if nothing."""
     try:
-        if old is not None:
-            check_old_backbone(old)
-        run_after_backbone(cfg)
+        check()
     except TimeoutError:
         raise
     except Exception as error:
@@ -188,48 +207,14 @@ def _brief(error: Exception) -> str:
     return ' '.join(f'{type(error).__name__ + ": " if not isinstance(error, ValueError) else ""}{error}'.split())[:300]
 
 
-def build(cfg: Config) -> nn.Module:
-    """The model of a config on the meta device, in eval mode."""
-    model = dict(cfg.model)
-    if 'teacher_ckpt' in model:  # which mmdet downloads while building
-        model['teacher_ckpt'] = None
-    if cfg.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return _build(model, cfg.default_scope)
-
-
-def _build(settings: dict, scope: str) -> nn.Module:
-    import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), _Uninitialised():
-        model = MODELS.build(settings)
-    model.eval()  # which returns nothing in OpenMMLab's ResNets
-    return model
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Spares drawing weights that are not there; drop path rates, which backbones read off a tensor, are drawn."""
-
-    draws = ('normal_', 'uniform_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'fill_', 'zero_')
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.linspace:
-            return func(*args, **{'device': 'cpu', **(kwargs or {})})
-        if getattr(func, '__name__', '') in self.draws and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
 # ----------------------------------------------------------------------------------------------------- the backbones
-
-# Settings that change no shape, and that would load a file or run operators which know no meta device.
-WITHOUT_EFFECT = ('init_cfg', 'pretrained', 'dcn', 'stage_with_dcn', 'plugins', 'sac', 'stage_with_sac')
 
 
 def measured_strides(cfg: Config) -> tuple[int, ...]:
     """The strides of the maps that a config's backbone gives; none if it gives no maps or cannot be run."""
     _, model, scope = locate_model(cfg)
     try:
-        shapes = _measure(scope, _text(model.backbone))
+        shapes = measure(model.backbone, scope)
     except TimeoutError:
         raise
     except Exception:  # whatever a backbone of others raises
@@ -245,35 +230,11 @@ def check_old_backbone(cfg: Config) -> None:
     """
     _, model, scope = locate_model(cfg)
     pyramid, _ = old_pyramid(model.backbone, scope, 'backbone')
-    shapes = _measure(scope, _text(model.backbone))
+    shapes = measure(model.backbone, scope)
     widths = tuple(shape[1] for shape in shapes)
     strides = tuple(SIDE // shape[2] for shape in shapes)
     assert widths == pyramid.widths, f'the old backbone gives widths {widths}, not {pyramid.widths}'
     assert strides == pyramid.strides, f'the old backbone gives strides {strides}, not {pyramid.strides}'
-
-
-def _text(backbone: dict) -> str:
-    return repr({key: value for key, value in backbone.to_dict().items() if key not in WITHOUT_EFFECT})
-
-
-@cache
-def _measure(scope: str, settings: str) -> list[tuple[int, ...]]:
-    """The shapes of what a backbone, its config as text, gives for an image; before they are pooled, if it does that.
-
-    Our own runs for real: an operator that knows no meta device would be no proof.
-    """
-    settings = literal_eval(settings)
-    ours = settings['type'].startswith('mmvig.')
-    device = 'cpu' if ours else 'meta'
-    if ours:
-        backbone = MODELS.build(settings).eval()
-    else:
-        backbone = _build(settings, scope)
-        if hasattr(backbone, 'gap_before_final_norm'):
-            backbone.gap_before_final_norm = False
-    with torch.device(device), torch.no_grad():
-        maps = backbone(torch.zeros(1, 3, SIDE, SIDE))
-    return [tuple(x.shape) for x in ([maps] if isinstance(maps, Tensor) else maps)]
 
 
 # --------------------------------------------------------------------------------------------- what reads the backbone
@@ -285,13 +246,11 @@ def run_after_backbone(cfg: Config) -> None:
     Raises:
         Exception: what the first part raises that does not take them.
     """
-    _, settings, scope = locate_model(cfg)
-    shapes = _measure(scope, _text(settings.backbone))
+    maps = _maps(cfg)
     model = build(cfg)
     while 'backbone' not in dict(model.named_children()):
         children = dict(model.named_children())
         model = children.get('detector') or children['student']
-    maps = tuple(torch.zeros(shape, device='meta') for shape in shapes)
     if getattr(model.backbone, 'gap_before_final_norm', False):
         maps = tuple(x.mean((2, 3)) for x in maps)
     model.backbone.forward = lambda images: maps
@@ -300,7 +259,9 @@ def run_after_backbone(cfg: Config) -> None:
     with torch.no_grad(), torch.device('meta'):
         features = maps if 'track_head' in parts else model.extract_feat(images)
         mask_heads = [part for part in parts.values() if 'pixel_decoder' in dict(part.named_children())]
-        if not mask_heads and ('decode_head' in parts or type(model).__name__ == 'ImageClassifier'):
+        if not mask_heads and isinstance(parts.get('decode_head'), nn.ModuleList):
+            parts['decode_head'][0](features)  # the others refine what it gives
+        elif not mask_heads and ('decode_head' in parts or type(model).__name__ == 'ImageClassifier'):
             model(images)
         elif 'head' in parts and 'neck' in parts:
             model.neck(maps)  # of self-supervised models, which extract_feat leaves to the loss
@@ -309,6 +270,25 @@ def run_after_backbone(cfg: Config) -> None:
             head(features)
     for head in mask_heads:
         _run_pixel_decoder(head.pixel_decoder, [torch.zeros(x.shape) for x in features])
+
+
+def _maps(cfg: Config) -> tuple[Tensor, ...]:
+    """As the backbone of a config gives them."""
+    _, settings, scope = locate_model(cfg)
+    return tuple(torch.zeros(shape, device='meta') for shape in measure(settings.backbone, scope))
+
+
+def run_neck(cfg: Config) -> list[int]:
+    """Runs the neck alone, or the first of several, and returns the widths of its maps.
+
+    Raises:
+        Exception: what it raises if it does not take what the backbone gives.
+    """
+    _, settings, scope = locate_model(cfg)
+    neck = settings.neck[0] if isinstance(settings.neck, (list, tuple)) else settings.neck
+    with torch.no_grad():
+        maps = build_part(neck, scope)(_maps(cfg))
+    return [x.shape[1] for x in ([maps] if isinstance(maps, Tensor) else maps)]
 
 
 def _run_pixel_decoder(decoder: nn.Module, maps: list[torch.Tensor]) -> None:
@@ -325,31 +305,29 @@ def _run_pixel_decoder(decoder: nn.Module, maps: list[torch.Tensor]) -> None:
 
 
 def summary(entries: Iterable[Entry]) -> Table:
-    """The outcomes of each library, first of the configs whose backbone gives a pyramid, then of the others."""
+    """The outcomes of each library: of the configs whose backbone gives a pyramid, and of those with other maps.
+
+    The share is of the pyramids that work here unconverted: what lacks an optional package cannot be judged.
+    """
     entries = list(entries)
-    columns = ('pyramids', 'converted', 'share', 'other maps', '--undilate', BROKEN, WRONG, 'all')
-    table = Table('library', *columns)
+    columns = ('pyramids', 'unfit', 'converted', 'share', 'others', 'undilated', 'wrong', 'all')
+    table = Table('library', *columns, box=box.MARKDOWN)
     for name, libraries in [*((library, [library]) for library in LIBRARIES), ('all', LIBRARIES)]:
         rows = [entry for entry in entries if entry.library in libraries and entry.outcome != NO_MODEL]
-        pyramids = [entry for entry in rows if entry.is_pyramid]
-        converted = sum(entry.outcome == CONVERTED for entry in pyramids)
-        table.add_row(
-            name,
-            str(len(pyramids)),
-            str(converted),
-            f'{100 * converted / max(len(pyramids), 1):.1f} %',
-            str(len(rows) - len(pyramids)),
-            str(sum(entry.outcome == CONVERTED for entry in rows if not entry.is_pyramid)),
-            *(str(sum(entry.outcome == outcome for entry in rows)) for outcome in (BROKEN, WRONG)),
-            str(len(rows)),
-        )
+        counts = Counter((entry.is_pyramid, entry.outcome) for entry in rows)
+        pyramids = sum(count for (is_pyramid, _), count in counts.items() if is_pyramid)
+        converted, broken = counts[True, CONVERTED], counts[True, BROKEN]
+        share = f'{100 * converted / max(pyramids - broken, 1):.1f} %'
+        others, undilated = len(rows) - pyramids, counts[False, CONVERTED]
+        wrong = counts[True, WRONG] + counts[False, WRONG]
+        table.add_row(name, *map(str, (pyramids, broken, converted, share, others, undilated, wrong, len(rows))))
     return table
 
 
 def reasons(entries: Iterable[Entry], most: int = 20) -> Table:
     """The most frequent reasons for which a config was not converted, or fails."""
     counts = Counter((entry.outcome, entry.is_pyramid, _kind_of(entry)) for entry in entries if entry.reason)
-    table = Table('configs', 'outcome', 'pyramid', 'reason')
+    table = Table('configs', 'outcome', 'pyramid', 'reason', box=box.MARKDOWN)
     for (outcome, pyramid, reason), count in counts.most_common(most):
         table.add_row(str(count), outcome, 'yes' if pyramid else 'no', reason)
     return table

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from mmvig.apis.census import build
+from mmvig.apis.measure import build
 from mmvig.apis.zoo import home
 from mmvig.utils.training_plot import COLOURS, History, read_history
 

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 
 from mmvig.apis.backbones import VIGH
+from mmvig.apis.measure import SIDE, measure
 from mmvig.apis.zoo import find_model
 from mmvig.models.backbones import ViGH
 
@@ -233,17 +234,19 @@ def old_pyramid(backbone: dict, scope: str, path: str) -> tuple[Pyramid, bool]:
         )
     if 'type' not in backbone:
         raise ValueError(f'{path} has no type: the config is a part of others')
-    if kind not in OLD_BACKBONES or library not in ('', 'mmdet', 'mmseg', 'mmpretrain'):
-        raise ValueError(
-            f'{path} is a {name}, whose widths and strides are not known here; known are {", ".join(OLD_BACKBONES)}'
-        )
+    if library not in ('', 'mmdet', 'mmseg', 'mmpretrain'):
+        raise ValueError(f'{path} is a {name}, of another library than mmdet, mmseg and mmpretrain')
     registry = import_module(f'{library or backbone.get("_scope_", scope)}.registry').MODELS
     cls = registry.get(kind)
+    if cls is None:
+        raise ValueError(f'{path} is a {name}, which is not registered')
     b = {**_defaults(cls), **backbone, 'cls': cls}
     if b.get('in_channels', 3) != 3:
         raise ValueError(f'{path}.in_channels={b["in_channels"]}, and the published ViG-H takes images of 3 channels')
     if b.get('output_img'):
         raise ValueError(f'{path}.output_img: the neck feeds the image and its own output into copies of the backbone')
+    if kind not in OLD_BACKBONES:
+        return _measured_pyramid(backbone, cls, scope, path), False
     widths, strides = OLD_BACKBONES[kind](b)
     chosen = b.get('out_indices', range(len(widths)))
     chosen = [i % len(widths) if i < 0 else i for i in ([chosen] if isinstance(chosen, int) else chosen)]
@@ -252,6 +255,25 @@ def old_pyramid(backbone: dict, scope: str, path: str) -> tuple[Pyramid, bool]:
         raise ValueError(f'{path}.out_indices={tuple(chosen)} names positions of a {kind} that are no stages')
     pyramid = Pyramid(*(tuple(values[i] for i in chosen) for values in (widths, strides, stage)))
     return pyramid, bool(b.get('gap_before_final_norm'))
+
+
+def _measured_pyramid(backbone: dict, cls: type, scope: str, path: str) -> Pyramid:
+    """What a backbone gives that is not in the table: found out by running it without memory."""
+    kind = cls.__name__
+    if [*inspect.signature(cls.forward).parameters][2:]:
+        raise ValueError(f'{path} is a {kind}, whose forward takes more than images')
+    try:
+        shapes, in_training = (measure(backbone, scope, training=training) for training in (False, True))
+    except Exception as error:  # whatever a backbone of others raises
+        raise ValueError(f'{path} is a {kind}, which is not in the table and cannot be measured: {error}') from error
+    if shapes != in_training:
+        raise ValueError(f'{path} is a {kind}, which gives something else in training')
+    strides = tuple(SIDE // shape[2] for shape in shapes if len(shape) == 4)
+    if len(strides) < len(shapes) or list(strides) != sorted(set(strides)) or not set(strides) <= set(STRIDES):
+        raise ValueError(
+            f'{path} is a {kind}, which gives no maps of ascending strides among {STRIDES}; their shapes are {shapes}'
+        )
+    return Pyramid(tuple(shape[1] for shape in shapes), strides, tuple(map(STRIDES.index, strides)))
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -327,6 +349,8 @@ def _readers(model: dict, path: str, heads: dict[str, dict], old: Pyramid) -> li
     if isinstance(neck, (list, tuple)):
         neck, where = neck[0], f'{where}.0'
     kind = str((neck or {}).get('type')).rpartition('.')[2]
+    if kind == 'SSDNeck':
+        raise ValueError(f'{where} is an SSDNeck, which hands maps of the backbone on to a head made for their widths')
     if kind == 'RFP':
         raise ValueError(f'{where} is an RFP, which feeds its output into copies of a DetectoRS_ResNet')
     if neck is not None and kind not in POOLING:
@@ -445,8 +469,12 @@ def _normalise(cfg: Config, path: str, model: dict, scope: str) -> None:
         changed |= any(before.get(key) != value for key, value in wanted.items())
         part.pop('rgb_to_bgr', None)
         part.update(wanted)
-    if not found:
-        raise ValueError('no data_preprocessor has a mean, so that how images are normalised is not known')
+    if not found:  # raw pixels are what the old backbone saw
+        part = next((parent.data_preprocessor for parent in places.values() if parent.get('data_preprocessor')), None)
+        if part is None or scope == 'mmpretrain':
+            raise ValueError('no data_preprocessor has a mean, so that how images are normalised is not known')
+        part.update(mean=MEAN, std=STD, bgr_to_rgb=True)
+        changed = True
     others = [key for key in ('reid', 'teacher_config', 'teacher_backbone') if {**cfg.model, **model}.get(key)]
     if changed and others:
         raise ValueError(f'model.{others[0]} sees the same images as the backbone, with a normalisation of its own')

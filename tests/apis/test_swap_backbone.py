@@ -83,6 +83,9 @@ def get(cfg: Config, key: str):
         ('mmpretrain::edgenext/edgenext-xxsmall_8xb256_in1k.py', {'model.head.in_channels': 768}, (3,)),
         ('mmpretrain::hornet/hornet-tiny_8xb128_in1k.py', {'model.head.in_channels': 768}, (3,)),
         ('mmpretrain::riformer/riformer-s12_8xb128_in1k.py', {'model.head.in_channels': 768}, (3,)),
+        ('mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py', {'model.head.in_channels': 768}, (3,)),
+        ('mmpretrain::resnet/resnet18_8xb16_cifar10.py', {'model.head.in_channels': 192}, (1,)),
+        ('mmdet::yolox/yolox_s_8xb8-300e_coco.py', {'model.neck.in_channels': TINY[1:]}, (1, 2, 3)),
         (
             'mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py',
             {'model.neck.in_channels': 768, 'model.head.type': 'ContrastiveHead'},
@@ -108,13 +111,23 @@ def test_conversion(address, widths, stages):
         ('mmdet::faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py', r'shared_head .*C4.* use the config with an FPN'),
         ('mmdet::faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py', r'dilated: .*\(16,\)'),
         ('mmdet::detectors/detectors_htc-r50_1x_coco.py', 'output_img: the neck feeds the image'),
-        ('mmdet::yolox/yolox_s_8xb8-300e_coco.py', 'is a CSPDarknet, whose widths .* known are ResNet'),
+        ('mmdet::ssd/ssd300_coco.py', 'is an SSDNeck, which hands maps of the backbone on'),
+        ('mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py', r'\[1024, 512, 256\] is not what the backbone gives it'),
+        ('mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py', 'PIDNet, which gives something else in training'),
+        (
+            'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py',
+            r'gives no maps of ascending strides among \(4, 8, 16, 32\)',
+        ),
+        (
+            'mmpretrain::simmim/simmim_swin-base-w6_8xb256-amp-coslr-100e_in1k-192px.py',
+            'forward takes more than images',
+        ),
+        ('mmpretrain::repmlp/repmlp-base_8xb64_in1k.py', 'is not in the table and cannot be measured'),
         ('mmdet::rtmdet/rtmdet_l_swin_b_p6_4xb16-100e_coco.py', r'strides \(8, 16, 32, 64\), and ViG-H none above 32'),
         (PSPNET, r'dilated: .*\(4, 8, 8, 8\).*--undilate'),
         ('mmseg::vit/vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512.py', 'a single stride.*mmvig.ViG'),
         ('mmseg::swin/swin-tiny-patch4-window7_upernet_1xb8-20k_levir-256x256.py', 'in_channels=6'),
         ('mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k-384px.py', 'a single stride'),
-        ('mmpretrain::resnet/resnet18_8xb16_cifar10.py', 'is a ResNet_CIFAR'),
         ('mmpretrain::glip/glip-t_headless.py', 'default_scope is None'),
     ],
 )
@@ -140,7 +153,9 @@ def test_unknown_name():
         ('model.backbone.base_channels', 32, 'model.neck.in_channels=.*not what the backbone gives it'),
         ('model.backbone.out_indices', (0, 2, 1, 3), 'is not ascending'),
         ('model.data_preprocessor.mean', [0.0] * 6, 'mean has 6 values'),
-        ('model.data_preprocessor.mean', None, 'no data_preprocessor has a mean'),
+        ('model.data_preprocessor', None, 'no data_preprocessor has a mean'),
+        ('model.backbone.type', 'NoSuchNet', 'is a NoSuchNet, which is not registered'),
+        ('model.backbone.type', 'timm.resnet', 'is a timm.resnet, of another library'),
         ('model.teacher_config', 'teacher.py', None),
         ('train_dataloader.dataset.pipeline', [dict(type='Normalize')], 'Normalize of its own'),
         ('default_scope', 'mmpose', "default_scope is 'mmpose'"),
@@ -194,11 +209,12 @@ def test_what_is_dropped_is_said():
         (SOFT_TEACHER, 'model.data_preprocessor.data_preprocessor', 'bgr_to_rgb'),
         (SOFT_TEACHER, 'model.detector.data_preprocessor', 'bgr_to_rgb'),
         ('mmpretrain::regnet/regnetx-400mf_8xb128_in1k.py', 'data_preprocessor', 'to_rgb'),
+        ('mmdet::yolox/yolox_s_8xb8-300e_coco.py', 'model.data_preprocessor', 'bgr_to_rgb'),  # which takes raw pixels
     ],
 )
 def test_images_are_normalised_as_imagenet(address, place, order):
     cfg = get_config(address)
-    assert get(cfg, place)[order] is False
+    assert not get(cfg, place).get(order)
     part = get(swap_backbone(cfg, 'vigh-gla-tiny'), place)
     assert (part.mean, part.std, part[order]) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)
 

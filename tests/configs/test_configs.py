@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from torchvision.ops import StochasticDepth
 
 import mmvig  # noqa: F401  resolves what the configs name
-from mmvig.apis.census import build
+from mmvig.apis.measure import build
 from mmvig.apis.zoo import find_model
 from mmvig.datasets.digit_layout import CLASSES, SEG_CLASSES
 from mmvig.engine.layer_decay import find_backbones
