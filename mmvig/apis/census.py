@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import re
 import signal
 import warnings
 from collections import Counter
@@ -334,5 +335,7 @@ def reasons(entries: Iterable[Entry], most: int = 20) -> Table:
 
 
 def _kind_of(entry: Entry) -> str:
-    """The reason without what is said of one config alone."""
-    return entry.reason.split(';')[0].split(':')[0].split('(')[0].split(', whose')[0]
+    """The reason without what is said of one config alone: kinds of modules, shapes, names of files."""
+    reason = re.sub(r' is an? [\w.]+, (which|whose) ', r' \1 ', entry.reason.split('; ')[0])
+    error, text = re.fullmatch(r'(\w+(?:Error|Exception): )?(.*)', reason, re.DOTALL).groups()
+    return (error or '') + re.split(r'[:(\[=]|, | among |\.$', text)[0].strip()

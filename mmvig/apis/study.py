@@ -207,14 +207,24 @@ def _last_words(training: Training, status: int, stopped: bool) -> str:
 
 
 def _about(device: str) -> dict[str, str]:
-    git = ['git', '-C', str(Path(__file__).parent)]
-    commit = subprocess.run([*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    changes = subprocess.run([*git, 'status', '--porcelain', '-uno'], capture_output=True, text=True).stdout
     return dict(
         device='CPU' if device == 'cpu' else torch.cuda.get_device_name(),
         torch=torch.__version__,
-        commit=os.environ.get('COMMIT') or commit + '+' * bool(changes),
+        commit=os.environ.get('COMMIT') or _commit(),
     )
+
+
+def _commit() -> str:
+    """Of the sources, with a plus if they have changed since; '' without git."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        return git('rev-parse', '--short', 'HEAD') + '+' * bool(git('status', '--porcelain', '-uno'))
+    except FileNotFoundError:
+        return ''
 
 
 def results(trainings: Iterable[Training]) -> list[Result]:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 RETINANET = ('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py')
 ENTRIES = [
     Entry('mmdet', 'a.py', 'ResNet', '4 8 16 32', False, CONVERTED, ''),
-    Entry('mmdet', 'b.py', 'Net', '8 16 32', False, REFUSED, 'model.backbone is a Net, whose widths'),
+    Entry('mmdet', 'b.py', 'Net', '8 16 32', False, REFUSED, 'model.backbone is a Net, whose forward (self)'),
     Entry('mmdet', 'c.py', '', '', False, NO_MODEL, 'a part of other configs'),
     Entry('mmseg', 'd.py', 'ResNet', '4 8 8 8', True, CONVERTED, ''),
     Entry('mmseg', 'e.py', 'ViT', '16 16 16 16', False, REFUSED, 'a single stride'),
@@ -132,8 +132,17 @@ def test_summary():
 
 
 def test_reasons():
-    rows = list(zip(*(column.cells for column in reasons(ENTRIES, most=2).columns)))
-    assert rows == [('1', REFUSED, 'yes', 'model.backbone is a Net'), ('1', NO_MODEL, 'no', 'a part of other configs')]
+    twice = Entry(
+        'mmdet', 'h.py', 'Web', '8 16 32', False, REFUSED, 'model.backbone is a Web, whose forward; all of it'
+    )
+    rows = list(zip(*(column.cells for column in reasons([*ENTRIES, twice], most=3).columns)))
+    assert rows == [
+        ('2', REFUSED, 'yes', 'model.backbone whose forward'),
+        ('1', NO_MODEL, 'no', 'a part of other configs'),
+        ('1', REFUSED, 'no', 'a single stride'),
+    ]
+    (row,) = zip(*(column.cells for column in reasons(ENTRIES[-2:-1]).columns))
+    assert row == ('1', BROKEN, 'yes', 'ImportError: no module')
 
 
 def test_entries_are_read_as_they_were_written(tmp_path):

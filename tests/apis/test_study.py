@@ -1,6 +1,7 @@
 """The study's bookkeeping, with a stand-in for tools/train.py; the tool itself trains in tests/tools."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,12 @@ def test_one_training_a_gpu(home, monkeypatch):
         t.config.write_text('quick')
     train_all(trainings, seconds=60, say=lambda line: None)
     assert json.loads(trainings[2].about.read_text())['device'] == 'a GPU'
+
+
+def test_commit(monkeypatch):
+    assert re.fullmatch(r'([0-9a-f]{7,}\+?)?', study._commit())
+    monkeypatch.setenv('PATH', '')
+    assert study._commit() == ''
 
 
 @pytest.mark.parametrize(('visible', 'expected'), [(None, ['0', '1']), ('3,5', ['3', '5'])])

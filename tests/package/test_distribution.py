@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PIP_INTO = (sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target')
+NANO = 'mmdet/digits/mask-rcnn_vigh-gla-nano_fpn_quickstart_digits.py'
 CONFIG = 'mmdet/vigh/mask-rcnn_vigh-gla-tiny_fpn_1x_coco.py'
 
 # Run from an unrelated folder, in a process that sees `{site}` before the packages of this environment.
@@ -24,7 +25,7 @@ site.addsitedir({{site!r}})
 site.addsitedir({sysconfig.get_path('purelib')!r})
 import mmvig, bigla
 from mmengine.config import Config
-from mmengine.hub import get_config
+from mmengine.hub import get_config, get_model
 from mmengine.registry import MODELS, DefaultScope
 assert mmvig.__file__.startswith({{home!r}}) and bigla.__file__.startswith({{home!r}}), (mmvig.__file__, bigla.__file__)
 open('leaf.py', 'w').write("_base_ = 'mmvig::{CONFIG}'")
@@ -33,6 +34,11 @@ for config in (Config.fromfile('leaf.py'), get_config('mmvig::{CONFIG}')):
     with DefaultScope.overwrite_default_scope('mmdet'):
         backbone = MODELS.build(dict(type='mmvig.ViGH', arch=config.model.backbone.arch))
     assert list(backbone.out_channels) == config.model.neck.in_channels
+assert type(get_model('mmvig::{NANO}')).__name__ == 'MaskRCNN'
+from mmvig.apis import find_model, list_models
+assert len(list_models()) > 80
+for entry in map(find_model, list_models()):
+    assert entry.config.is_file() and str(entry.config).startswith({{home!r}}), entry
 """
 
 

@@ -28,4 +28,4 @@ param_scheduler = [
     *_base_.param_scheduler[:1],
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=20))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
