@@ -178,19 +178,22 @@ def _judge(new: Config, cfg: Config) -> tuple[str, str]:
         if not original:
             return WRONG, problem
         reason = problem if original == problem else f'{problem}; unconverted: {original}'
-        if 'neck' not in locate_model(new)[1]:
+        if not locate_model(new)[1].get('neck'):
             return BROKEN, reason
         if alone := _problem(lambda: run_neck(new)):
             return (BROKEN if _problem(lambda: run_neck(cfg)) else WRONG), f'{reason}; the neck alone: {alone}'
         return BROKEN, f'{reason}; the neck alone runs'
-    if cfg.default_scope == 'mmdet' and 'neck' in locate_model(new)[1]:  # the heads behind it stay as they were
-        try:
-            before = run_neck(cfg)
-        except Exception as error:
-            return BROKEN, f'the neck alone, unconverted: {_brief(error)}'
-        if (after := run_neck(new)) != before:
-            return WRONG, f'heads get maps of widths {after} instead of {before}'
+    if cfg.default_scope == 'mmdet' and locate_model(new)[1].get('neck'):  # the heads behind it stay as they were
+        if problem := _problem(lambda: run_neck(cfg)):
+            return BROKEN, f'the neck alone, unconverted: {problem}'
+        if problem := _problem(lambda: _compare(run_neck(new), run_neck(cfg))):
+            return WRONG, problem
     return CONVERTED, ''
+
+
+def _compare(after: list[int], before: list[int]) -> None:
+    if after != before:
+        raise ValueError(f'heads get maps of widths {after} instead of {before}')
 
 
 def _problem(check: Callable[[], Any]) -> str:
