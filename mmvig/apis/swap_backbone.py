@@ -245,8 +245,9 @@ def old_pyramid(backbone: dict, scope: str, path: str) -> tuple[Pyramid, bool]:
         raise ValueError(f'{path}.in_channels={b["in_channels"]}, and the published ViG-H takes images of 3 channels')
     if b.get('output_img'):
         raise ValueError(f'{path}.output_img: the neck feeds the image and its own output into copies of the backbone')
+    pools = bool(b.get('gap_before_final_norm'))
     if kind not in OLD_BACKBONES:
-        return _measured_pyramid(backbone, cls, scope, path), False
+        return _measured_pyramid(backbone, cls, scope, path), pools
     widths, strides = OLD_BACKBONES[kind](b)
     chosen = b.get('out_indices', range(len(widths)))
     chosen = [i % len(widths) if i < 0 else i for i in ([chosen] if isinstance(chosen, int) else chosen)]
@@ -254,7 +255,7 @@ def old_pyramid(backbone: dict, scope: str, path: str) -> tuple[Pyramid, bool]:
     if len(widths) == 7 and any(i % 2 for i in chosen):
         raise ValueError(f'{path}.out_indices={tuple(chosen)} names positions of a {kind} that are no stages')
     pyramid = Pyramid(*(tuple(values[i] for i in chosen) for values in (widths, strides, stage)))
-    return pyramid, bool(b.get('gap_before_final_norm'))
+    return pyramid, pools
 
 
 def _measured_pyramid(backbone: dict, cls: type, scope: str, path: str) -> Pyramid:

@@ -84,6 +84,11 @@ def get(cfg: Config, key: str):
         ('mmpretrain::hornet/hornet-tiny_8xb128_in1k.py', {'model.head.in_channels': 768}, (3,)),
         ('mmpretrain::riformer/riformer-s12_8xb128_in1k.py', {'model.head.in_channels': 768}, (3,)),
         ('mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py', {'model.head.in_channels': 768}, (3,)),
+        (
+            'mmpretrain::tinyvit/tinyvit-21m-distill_8xb256_in1k-384px.py',
+            {'model.head.in_channels': 768, 'model.neck.type': 'GlobalAveragePooling'},
+            (3,),
+        ),
         ('mmpretrain::resnet/resnet18_8xb16_cifar10.py', {'model.head.in_channels': 192}, (1,)),
         ('mmdet::yolox/yolox_s_8xb8-300e_coco.py', {'model.neck.in_channels': TINY[1:]}, (1, 2, 3)),
         (
