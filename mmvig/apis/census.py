@@ -208,7 +208,10 @@ def _problem(check: Callable[[], Any]) -> str:
 
 
 def _brief(error: Exception) -> str:
-    return ' '.join(f'{type(error).__name__ + ": " if not isinstance(error, ValueError) else ""}{error}'.split())[:300]
+    """In one line, without the folder that the libraries are in."""
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    text = f'{kind}{error}'.replace(f'{_root(LIBRARIES[0]).parents[2]}/', '')
+    return ' '.join(text.split())[:300]
 
 
 # ----------------------------------------------------------------------------------------------------- the backbones
