@@ -279,7 +279,11 @@ def test_mixer_of_nothing(make_mixer):
 def test_mixer_and_conv_in_graphs(make_mixer):
     args = [x.detach() for x in make_mixer(1, 20, 32, 2)]
     torch.library.opcheck(torch.ops.bigla.mixer, (*args, 2, 1e-6, True, 16, False))
-    torch.library.opcheck(torch.ops.bigla.depthwise_conv, (torch.randn(1, 3, 4, 8), torch.randn(8, 1, 3, 3), True))
+    y, *saved = torch.ops.bigla.mixer(*args, 2, 1e-6, True, 16, False)
+    torch.library.opcheck(torch.ops.bigla.mixer_backward, (y, *args, *saved, 2, 1e-6, True, 16, False))
+    x, weight = torch.randn(1, 3, 4, 8), torch.randn(8, 1, 3, 3)
+    torch.library.opcheck(torch.ops.bigla.depthwise_conv, (x, weight, True))
+    torch.library.opcheck(torch.ops.bigla.depthwise_conv_backward, (x, x, weight, True))
 
     def step(x, weight, *args):
         return kernels.bigla_mixer(*args, 2, 1e-6, True).sum() + kernels.depthwise_conv(x, weight, True).sum()

@@ -169,4 +169,4 @@ def launch_conv_grad(dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[
     parts = x.new_empty(programs[0], 9, C, dtype=torch.float32)
     strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]
     conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, **TILE)
-    return dx, parts.sum(0).t().reshape(weight.shape).to(weight.dtype)
+    return dx, parts.sum(0).t().contiguous().view(weight.shape).to(weight.dtype)

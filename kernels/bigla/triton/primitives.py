@@ -39,7 +39,7 @@ class Config(NamedTuple):
 # have two warps. One warp less than needed in the others, and ptxas spills everything (kilobytes of stack).
 TABLE = {
     torch.bfloat16: {
-        16: Config(32, 64, 1, 1, 1, out_registers=96, grad_walk=4),
+        16: Config(32, 64, 1, 1, 1, out_registers=96, grad_walk=2),
         32: Config(32, 64, 1, 1, 2, out_registers=168),
         64: Config(32, 64, 2, 4, 4),
         128: Config(16, 32, 2, 4, 8),

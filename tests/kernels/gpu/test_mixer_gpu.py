@@ -24,7 +24,8 @@ def check(fn, args, dtype, roundings=1):
     got, peer = (gradients(lambda *x, impl=impl: fn(*x, impl=impl), args) for impl in ('triton', 'chunked'))
     for i, (a, b, c) in enumerate(zip(got, peer, want, strict=True)):
         assert a.isfinite().all()
-        mine, theirs = ((x.double() - c).norm() / c.norm() for x in (a, b))
+        size = c.norm().clamp_min(torch.finfo(torch.float64).tiny)  # one token has no gradient of its decays
+        mine, theirs = ((x.double() - c).norm() / size for x in (a, b))
         assert mine <= 2 * theirs + roundings * ROUNDING[dtype], (i, mine, theirs)
 
 
