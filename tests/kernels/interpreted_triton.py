@@ -173,10 +173,10 @@ def test_empty(shape, make_inputs, run):
 def test_opcheck(one, make_inputs):
     q, k, v, g_fwd, g_bwd = make_inputs(1, 15, 1, 8, 8, dtype=torch.float32)
     args = 0.25, False, 16, one
-    torch.library.opcheck(torch.ops.bigla.forward, (q, k, v, g_fwd, g_bwd, *args))
+    torch.library.opcheck(torch.ops.bigla.bigla, (q, k, v, g_fwd, g_bwd, *args))
     tensors = [x.detach() for x in (q, k, v, g_fwd, g_bwd)]
-    do, *saved = torch.ops.bigla.forward(*tensors, *args)
-    torch.library.opcheck(torch.ops.bigla.backward, (do, *tensors, *saved, *args))
+    do, *saved = torch.ops.bigla.bigla(*tensors, *args)
+    torch.library.opcheck(torch.ops.bigla.bigla_backward, (do, *tensors, *saved, *args))
 
 
 def test_compile(make_inputs, run):

@@ -267,4 +267,4 @@ def test_second_derivative(make):
 
 def test_opcheck(make):
     inputs = make(1, 100, 2, 16, 32)
-    torch.library.opcheck(torch.ops.bigla.forward, (*inputs, 0.25, False, 32, False))
+    torch.library.opcheck(torch.ops.bigla.bigla, (*inputs, 0.25, False, 32, False))
