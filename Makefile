@@ -111,9 +111,10 @@ test: env
 test-all: env
 	$(PY) -m pytest -n 2
 
+# Several processes on one GPU: it is the oracle's recurrence, token by token, that takes long.
 test-gpu: env
 	@$(PY) -c "import torch, sys; sys.exit(not torch.cuda.is_available() and 'torch sees no GPU: see python tools/doctor.py')"
-	$(PY) -m pytest -m gpu
+	$(PY) -m pytest -n 6 -m gpu
 	@if command -v compute-sanitizer > /dev/null; then set -x; \
 	  compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q -m gpu tests/kernels/gpu -k 'gates and 300 or strides'; \
 	  else echo 'compute-sanitizer is not installed: left out'; fi
