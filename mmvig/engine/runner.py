@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
@@ -22,6 +23,7 @@ from mmvig.engine.batches import positioned
 from mmvig.engine.checkpoint import publish
 from mmvig.engine.interrupt import InterruptHook
 from mmvig.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmvig.engine.param_groups import merge_param_groups
 from mmvig.engine.settings import SetupError
 
 __all__ = ['Runner', 'build_runner']
@@ -113,6 +115,13 @@ class Runner(MMEngineRunner):
                     handler.setLevel(max(handler.level, logging.WARNING))
                     handler.addFilter(_is_for_users)
         return logger
+
+    def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper | OptimWrapperDict):
+        built = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(optim_wrapper, dict):  # one that was built elsewhere stays as it is
+            for wrapper in built.values() if isinstance(built, OptimWrapperDict) else [built]:
+                merge_param_groups(wrapper.optimizer)
+        return built
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         with self._prints_in_log():
