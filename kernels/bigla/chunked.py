@@ -31,7 +31,13 @@ def bigla(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: 
     Returns:
         o (B, L, nh, V), of v's dtype.
     """
+    if torch.compiler.is_dynamo_compiling() and not _is_exporting():
+        return _operator(q, k, v, g_fwd, g_bwd, scale)[0]
     return _BiGLA.apply(q, k, v, g_fwd, g_bwd, scale)
+
+
+# From torch 2.7 on. Before, programs of `torch.export` with strict=True, which runs dynamo, hold `bigla::chunked`.
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
 class _Grid(NamedTuple):
@@ -43,6 +49,8 @@ class _Grid(NamedTuple):
 
     While `torch.export` traces, L may be symbolic. The grid then has the form that serves every length, whole groups of
     whole chunks, and `fixed` is False: no branch may look at what depends on L.
+
+    `carries` says whether states carry over from chunk to chunk.
     """
 
     B: int
@@ -52,17 +60,27 @@ class _Grid(NamedTuple):
     R: int
     G: int
     fixed: bool
+    carries: bool
 
     @classmethod
     def of(cls, q: Tensor) -> '_Grid':
         B, L, nh, _ = q.shape
         if isinstance(L, torch.SymInt):
-            group = GROUP << MAX_BITS
-            return cls(B, L, nh, MAX_BITS, GROUP, (L + group - 1) // group, False)  # ONNX divides towards 0
+            return cls(B, L, nh, MAX_BITS, GROUP, _ceildiv(L, GROUP << MAX_BITS), False, True)
         bits = sum(1 << b < L for b in range(MAX_BITS))
-        chunks = -(-L >> bits)
-        G = -(-chunks // GROUP)
-        return cls(B, L, nh, bits, -(-chunks // G), G, True)
+        return cls._balanced(q, bits, carries=1 << bits < L)
+
+    @classmethod
+    def of_any(cls, q: Tensor) -> '_Grid':
+        """The grid whose sizes are one expression in L, symbolic or not: chunks are whole and always carry."""
+        return cls._balanced(q, MAX_BITS, carries=True)
+
+    @classmethod
+    def _balanced(cls, q: Tensor, bits: int, carries: bool) -> '_Grid':
+        B, L, nh, _ = q.shape
+        chunks = _ceildiv(L, 1 << bits)
+        G = _ceildiv(chunks, GROUP)
+        return cls(B, L, nh, bits, _ceildiv(chunks, G), G, True, carries)
 
     @property
     def C(self) -> int:
@@ -72,18 +90,13 @@ class _Grid(NamedTuple):
     def M(self) -> int:
         return self.R * self.G * self.B * self.nh
 
-    @property
-    def carries(self) -> bool:
-        """Whether states carry over from chunk to chunk."""
-        return not self.fixed or self.R * self.G > 1
-
     def pairs(self, x: Tensor, s: int) -> Tensor:
         """(.., C, M, K) -> (.., s, 2, pairs of blocks, M, K), or (.., 1, ..) of blocks' totals at s = 1."""
         return x.unflatten(-3, (s, 2, x.shape[-3] // (2 * s)))
 
     def load(self, x: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """(B, L, nh, width), any strides -> contiguous (C, M, width) of dtype; tokens after the last are zeros."""
-        B, L, nh, bits, R, G, fixed = self
+        B, L, nh, bits, R, G, fixed, _ = self
         width = x.shape[-1]
         if out is None:
             out = x.new_empty(self.C, self.M, width, dtype=dtype)
@@ -96,7 +109,7 @@ class _Grid(NamedTuple):
 
     def store(self, x: Tensor, like: Tensor) -> Tensor:
         """(C, M, width), any strides -> (B, L, nh, width) of like's dtype: the inverse of `load`."""
-        B, L, nh, bits, R, G, _ = self
+        B, L, nh, bits, R, G, *_ = self
         x = x.unflatten(1, (R, G, B, nh)).unflatten(0, (1, *[2] * bits)).squeeze(0)
         x = x.permute(bits + 2, bits + 1, bits, *range(bits - 1, -1, -1), bits + 3, bits + 4)
         out = like.new_empty(B, R * G * self.C, nh, x.shape[-1])
@@ -106,89 +119,157 @@ class _Grid(NamedTuple):
         return out.index_select(1, torch.arange(L, device=x.device))  # the length of a slice would be data-dependent
 
 
+def _ceildiv(a: int, b: int) -> int:
+    return (a + b - 1) // b  # of positive numbers only: ONNX divides towards 0
+
+
 class _BiGLA(torch.autograd.Function):
-    """Forward and backward over whole tensors; backward climbs the tree again instead of storing its levels."""
+    """What eager mode runs and `torch.export` sees through."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, q_: Tensor, k_: Tensor, v_: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
+        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
     ) -> Tensor:
-        grid = _Grid.of(q_)
-        with torch.autocast(q_.device.type, enabled=False):
-            q, k, v, g = _load(grid, q_, k_, v_, g_fwd, g_bwd, scale)
-            x, y, d = _leaves(q, k, g)
-            masks = _level_masks(grid, q)
-            A = torch.diag_embed(2 * (q * k).sum(-1).t())  # (M, C, C), a token and itself
-            for level in range(grid.bits):
-                rows, cols = _climb(grid, x, y, d, 1 << level)
-                A.addcmul_(torch.bmm(_mats(rows), _mats(cols).mT), masks[level])
-                g, d = _merge(g)
-            o = torch.bmm(A, _mats(v))
-            S = None, None
-            if grid.carries:
-                U = [torch.bmm(_mats(y[i]).mT, _mats(v)) for i in range(2)]
-                S = [_scan(grid, g[i, 0], U[i], reverse=i == 1) for i in range(2)]
-                o.baddbmm_(_mats(x[0]), S[0]).baddbmm_(_mats(x[1]), S[1])
-            ctx.save_for_backward(q_, k_, v_, g_fwd, g_bwd, A, *S)
-            ctx.grid, ctx.scale = grid, scale
-            return grid.store(_mats(o), like=v_)
+        ctx.grid, ctx.scale = _Grid.of(q), scale
+        o, *kept = _forward(ctx.grid, q, k, v, g_fwd, g_bwd, scale)
+        ctx.save_for_backward(q, k, v, g_fwd, g_bwd, *kept)
+        return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor | None, ...]:
-        q_, k_, v_, g_fwd, g_bwd, A, *S = ctx.saved_tensors
-        grid, scale = ctx.grid, ctx.scale
-        with torch.autocast(q_.device.type, enabled=False):
-            q, k, v, g0 = _load(grid, q_, k_, v_, g_fwd, g_bwd, scale)
-            do, v = _mats(grid.load(do, A.dtype)), _mats(v)
-            g, levels = g0, []
-            x, y, d = _leaves(q, k, g)
-            for level in range(grid.bits):
-                levels.append((*_climb(grid, x, y, d, 1 << level), d))
-                g, d = _merge(g)
+        return *_backward(ctx.grid, do, *ctx.saved_tensors, scale=ctx.scale), None
 
-            dv = torch.bmm(A.mT, do)
-            if grid.carries:
-                dS = [torch.bmm(_mats(x[i]).mT, do) for i in range(2)]
-                dU = [_scan(grid, g[i, 0], dS[i], reverse=i == 0) for i in range(2)]
-                dv.baddbmm_(_mats(y[0]), dU[0]).baddbmm_(_mats(y[1]), dU[1])
-                dx, dy = torch.empty_like(x), torch.empty_like(y)
-                for i in range(2):
-                    _mats(dx[i]).copy_(torch.bmm(do, S[i].mT))
-                    _mats(dy[i]).copy_(torch.bmm(v, dU[i].mT))
-                # Of the log decay of a chunk: the state that it lets pass, d S, times the gradient of what leaves it.
-                dg = d * torch.stack([(S[i] * dU[i]).sum(-1) for i in range(2)]).unsqueeze(1)
-            else:
-                dx, dy, dg = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(g)
 
-            dA = torch.bmm(do, v.mT)
-            diagonal = 2 * dA.diagonal(dim1=1, dim2=2).t().unsqueeze(-1)  # (C, M, 1)
-            masks = _level_masks(grid, q)
-            for level in reversed(range(grid.bits)):
-                rows, cols, d = levels.pop()
-                dA_level = dA * masks[level]
-                drows = _mats(torch.bmm(dA_level, _mats(cols)))
-                dcols = _mats(torch.bmm(dA_level.mT, _mats(rows)))
-                dg = _descend(grid, dx, dy, dg, rows, cols, drows, dcols, d, 1 << level)
-            dx.mul_(g0.exp())
-            dg.addcmul_(dx, q)
-            dq = torch.addcmul(dx[0] + dx[1], diagonal, k).mul_(scale / 2)
-            dk = torch.addcmul(dy[0] + dy[1], diagonal, q)
-            return (
-                grid.store(dq, like=q_),
-                grid.store(dk, like=k_),
-                grid.store(_mats(dv), like=v_),
-                grid.store(dg[0], like=g_fwd),
-                grid.store(dg[1], like=g_bwd),
-                None,
-            )
+@torch.library.custom_op('bigla::chunked', mutates_args=())
+def _operator(
+    q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `torch.compile` gets, one node: to trace all products would take minutes, and again for other lengths."""
+    return tuple(x.contiguous() for x in _forward(_Grid.of_any(q), q, k, v, g_fwd, g_bwd, scale))
+
+
+@_operator.register_fake
+def _(q, k, v, g_fwd, g_bwd, scale):
+    grid, dtype = _Grid.of_any(q), _sum_dtype(q, g_fwd)
+    A = q.new_empty(grid.M, grid.C, grid.C, dtype=dtype)
+    S = (q.new_empty(grid.M, q.shape[-1], v.shape[-1], dtype=dtype) for _ in range(2))
+    return v.new_empty(v.shape), A, *S
+
+
+@torch.library.custom_op('bigla::chunked_backward', mutates_args=())
+def _operator_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor,
+    A: Tensor, S_fwd: Tensor, S_bwd: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grads = _backward(_Grid.of_any(q), do, q, k, v, g_fwd, g_bwd, A, S_fwd, S_bwd, scale=scale)
+    return tuple(x.contiguous() for x in grads)
+
+
+@_operator_backward.register_fake
+def _(do, q, k, v, g_fwd, g_bwd, A, S_fwd, S_bwd, scale):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, g_fwd, g_bwd))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, do, *_):
+    if do is None:
+        return (None,) * 6
+    return *_operator_backward(do, *ctx.saved_tensors, ctx.scale), None
+
+
+_operator.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _forward(
+    grid: _Grid, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    """o, and what the backward needs: the scores A (M, C, C) and, if the grid carries, the states S (M, K, V) twice."""
+    like = v
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, g = _load(grid, q, k, v, g_fwd, g_bwd, scale)
+        x, y, d = _leaves(q, k, g)
+        masks = _level_masks(grid, q)
+        A = torch.diag_embed(2 * (q * k).sum(-1).t())  # a token and itself
+        for level in range(grid.bits):
+            rows, cols = _climb(grid, x, y, d, 1 << level)
+            A.addcmul_(torch.bmm(_mats(rows), _mats(cols).mT), masks[level])
+            g, d = _merge(g)
+        o = torch.bmm(A, _mats(v))
+        S = ()
+        if grid.carries:
+            U = [torch.bmm(_mats(y[i]).mT, _mats(v)) for i in range(2)]
+            S = [_scan(grid, g[i, 0], U[i], reverse=i == 1) for i in range(2)]
+            o.baddbmm_(_mats(x[0]), S[0]).baddbmm_(_mats(x[1]), S[1])
+        return grid.store(_mats(o), like), A, *S
+
+
+def _backward(
+    grid: _Grid, do: Tensor, q_: Tensor, k_: Tensor, v_: Tensor, g_fwd: Tensor, g_bwd: Tensor, A: Tensor, *S: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of q, k, v, g_fwd and g_bwd; climbs the tree again instead of having stored its levels."""
+    with torch.autocast(q_.device.type, enabled=False):
+        q, k, v, g0 = _load(grid, q_, k_, v_, g_fwd, g_bwd, scale)
+        do, v = _mats(grid.load(do, A.dtype)), _mats(v)
+        g, levels = g0, []
+        x, y, d = _leaves(q, k, g)
+        for level in range(grid.bits):
+            levels.append((*_climb(grid, x, y, d, 1 << level), d))
+            g, d = _merge(g)
+
+        dv = torch.bmm(A.mT, do)
+        if grid.carries:
+            dS = [torch.bmm(_mats(x[i]).mT, do) for i in range(2)]
+            dU = [_scan(grid, g[i, 0], dS[i], reverse=i == 0) for i in range(2)]
+            dv.baddbmm_(_mats(y[0]), dU[0]).baddbmm_(_mats(y[1]), dU[1])
+            dx, dy = torch.empty_like(x), torch.empty_like(y)
+            for i in range(2):
+                _mats(dx[i]).copy_(torch.bmm(do, S[i].mT))
+                _mats(dy[i]).copy_(torch.bmm(v, dU[i].mT))
+            # Of the log decay of a chunk: the state that it lets pass, d S, times the gradient of what leaves it.
+            dg = d * torch.stack([(S[i] * dU[i]).sum(-1) for i in range(2)]).unsqueeze(1)
+        else:
+            dx, dy, dg = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(g)
+
+        dA = torch.bmm(do, v.mT)
+        diagonal = 2 * dA.diagonal(dim1=1, dim2=2).t().unsqueeze(-1)  # (C, M, 1)
+        masks = _level_masks(grid, q)
+        for level in reversed(range(grid.bits)):
+            rows, cols, d = levels.pop()
+            dA_level = dA * masks[level]
+            drows = _mats(torch.bmm(dA_level, _mats(cols)))
+            dcols = _mats(torch.bmm(dA_level.mT, _mats(rows)))
+            dg = _descend(grid, dx, dy, dg, rows, cols, drows, dcols, d, 1 << level)
+        dx.mul_(g0.exp())
+        dg.addcmul_(dx, q)
+        dq = torch.addcmul(dx[0] + dx[1], diagonal, k).mul_(scale / 2)
+        dk = torch.addcmul(dy[0] + dy[1], diagonal, q)
+        return (
+            grid.store(dq, like=q_),
+            grid.store(dk, like=k_),
+            grid.store(_mats(dv), like=v_),
+            grid.store(dg[0], like=g_fwd),
+            grid.store(dg[1], like=g_bwd),
+        )
+
+
+def _sum_dtype(q: Tensor, g: Tensor) -> torch.dtype:
+    """The dtype that sums are taken in."""
+    return torch.promote_types(torch.promote_types(q.dtype, g.dtype), torch.float32)
 
 
 def _load(
     grid: _Grid, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q * scale / 2, k, v and both gates as (2, C, M, K), in the dtype that the sums are taken in."""
-    dtype = torch.promote_types(torch.promote_types(q.dtype, g_fwd.dtype), torch.float32)
+    """q * scale / 2, k, v and both gates as (2, C, M, K), all of `_sum_dtype`."""
+    dtype = _sum_dtype(q, g_fwd)
     g = q.new_empty(2, grid.C, grid.M, q.shape[-1], dtype=dtype)
     grid.load(g_fwd, dtype, out=g[0])
     grid.load(g_bwd, dtype, out=g[1])
