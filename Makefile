@@ -1,14 +1,14 @@
 # Everything runs in $(ENV), which `make env` builds from the pinned requirements and rebuilds when they change.
 #
 #   ENV          where the environment lives
+#   DOCS_ENV     where that of `make docs` lives: MkDocs alone, pinned in docs/requirements.txt
 #   PYTHON       the interpreter that it is made from, 3.10 to 3.13
 #   TORCH_INDEX  another package index for torch and torchvision, for instance PyTorch's own index of CPU builds
 #
 # The environment remembers its PYTHON and TORCH_INDEX: name them once.
 ENV ?= .venv
-DATA := data/digit_scenes
-WORK_DIR := work_dirs/quickstart
-CONFIG := configs/mmdet/digits/mask-rcnn_vigh-gla-nano_fpn_quickstart_digits.py
+DOCS_ENV ?= .venv-docs
+TEXT := README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff docs .github
 CODE := mmvig kernels configs tools tests benchmarks setup.py
 
 PY := $(ENV)/bin/python
@@ -35,7 +35,7 @@ ifndef BEGAN
 endif
 say = @t=$$(( $$(date +%s) - $(BEGAN) )); printf '\n[%d:%02d] %s\n' $$(( t / 60 )) $$(( t % 60 )) '$(1)'
 
-.PHONY: help env export-env quickstart quickstart-short test test-all test-gpu lint format clean python FORCE
+.PHONY: help env export-env quickstart quickstart-short test test-all test-gpu lint format docs clean python FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo 'make test-all     all tests'
 	@echo 'make test-gpu     the tests that need a GPU, and the kernels under compute-sanitizer where it is installed'
 	@echo 'make lint         style, spelling and house rules; make format repairs the style'
+	@echo 'make docs         the documents as a web site, in build/docs/site'
 	@echo 'make env          only the environment, in $(ENV); make export-env adds what ONNX files need (120 MB)'
 	@echo 'make clean        removes the environment and what was built; data/ and work_dirs/ stay'
 	@echo
@@ -84,26 +85,11 @@ export-env: env
 	@$(PIP) --no-deps --quiet -r requirements/export.txt
 
 quickstart: env
-	$(call say,1 of 4: writing the digit scenes)
-	@$(PY) tools/make_digit_scenes.py $(DATA)
-	$(call say,2 of 4: training a Mask R-CNN with a small ViG-H)
-	@$(PY) tools/train.py $(CONFIG) --work-dir $(WORK_DIR) --resume $(OPTIONS)
-	$(call say,3 of 4: testing it on held-out scenes)
-	@$(PY) tools/test.py $(CONFIG) $$(cat $(WORK_DIR)/last_checkpoint) --work-dir $(WORK_DIR) --out $(WORK_DIR)/metrics.json $(OPTIONS)
-	$(call say,4 of 4: drawing what it sees and how it learned)
-	@mkdir -p $(WORK_DIR)/scenes && cp $(DATA)/images/test/00000*.jpg $(WORK_DIR)/scenes
-	@$(PY) tools/image_demo.py $(CONFIG) $$(cat $(WORK_DIR)/last_checkpoint) $(WORK_DIR)/scenes --out-dir $(WORK_DIR)/predictions
-	@$(PY) tools/plot_training.py $(WORK_DIR) --out $(WORK_DIR)/training.png
-	$(call say,Done. Look at)
-	@echo '  $(WORK_DIR)/predictions    held-out scenes with the boxes and masks that it finds'
-	@echo '  $(WORK_DIR)/training.png   how it learned'
-	@echo '  $(WORK_DIR)/metrics.json   its box and mask AP'
+	@$(PY) tools/quickstart.py
 
 # The same steps on a handful of scenes: everything runs, nothing is learned.
-quickstart-short: WORK_DIR := work_dirs/quickstart-short
-quickstart-short: OPTIONS := --cfg-options train_cfg.max_epochs=1 +train_dataloader.dataset.indices=24 \
-    +val_dataloader.dataset.indices=8 +test_dataloader.dataset.indices=8
-quickstart-short: quickstart
+quickstart-short: env
+	@$(PY) tools/quickstart.py --short
 
 test: env
 	$(PY) -m pytest -n 2 -m 'not slow'
@@ -122,16 +108,29 @@ test-gpu: env
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m codespell_lib $(CODE) requirements .ci Makefile README.md
+	$(PY) -m codespell_lib $(CODE) requirements .ci Makefile $(TEXT)
 	! grep -rnE --include='*.py' 'ipdb|make_block_ptr|sys\.path(\.(append|extend|insert)| *\+?=|\[)' $(CODE)
-	! grep -rnE --exclude-dir=__pycache__ '(^|[^[:alnum:]_.])/(home|root|work|Users)/' $(CODE) requirements README.md
+	! grep -rnE --exclude-dir=__pycache__ '(^|[^[:alnum:]_.])/(home|root|work|Users)/' $(CODE) requirements $(TEXT)
 
 format: env
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+# Every page where it is in the repository, with what it points to, so that links hold there and on the site.
+docs: $(DOCS_ENV)/complete
+	@rm -rf build/docs && mkdir -p build/docs/source
+	@cp --parents -R README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE Makefile docs configs \
+	  $$(find kernels tools mmvig benchmarks -name '*.md' -o -name '*.csv' -o -name '*.py') build/docs/source
+	@$(DOCS_ENV)/bin/mkdocs build --strict --quiet
+	@echo 'build/docs/site/index.html'
+
+$(DOCS_ENV)/complete: docs/requirements.txt
+	@$(PYTHON) -m venv --clear $(DOCS_ENV)
+	@$(DOCS_ENV)/bin/python -m pip --disable-pip-version-check install --no-deps --quiet -r $<
+	@touch $@
+
 clean:
-	rm -rf .venv build dist mmvig.egg-info mmvig/.mim .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs build dist mmvig.egg-info mmvig/.mim .pytest_cache .ruff_cache .hypothesis
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 python:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mmvig.apis.measure import build
-from mmvig.apis.zoo import home
+from mmvig.utils.home import home
 from mmvig.utils.training_plot import COLOURS, History, read_history
 
 __all__ = ['METRICS', 'Result', 'Training', 'draw', 'results', 'train_all']

@@ -3,7 +3,6 @@
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
-__all__ = ['Entry', 'find_model', 'get_model', 'home', 'list_models', 'register_models']
+from mmvig.utils.home import home
+
+__all__ = ['Entry', 'find_model', 'get_model', 'list_models', 'register_models']
 
 
 class Entry(NamedTuple):
@@ -81,13 +82,6 @@ def register_models() -> None:
 
     for metafile in sorted(home().glob('configs/mmpretrain/*/metafile.yml')):
         ModelHub.register_model_index(metafile, config_prefix=home())
-
-
-def home() -> Path:
-    """The folder with `configs`, `tools` and `model-index.yml`: in an installed package, or the root of the sources."""
-    package = Path(find_spec('mmvig').submodule_search_locations[0])
-    installed = package / '.mim'
-    return installed if installed.exists() else package.parent
 
 
 @cache

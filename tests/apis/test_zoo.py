@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmvig.apis import find_model, get_model, list_models, zoo
+from mmvig.utils import home as home_of
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'mask-rcnn_vigh-gla-nano_fpn_quickstart_digits'
@@ -57,9 +58,9 @@ def test_the_zoo_of_an_installation_and_of_the_sources(installed, monkeypatch, t
     home = tmp_path / 'mmvig' / '.mim' if installed else tmp_path
     (home / 'configs').mkdir(parents=True)
     monkeypatch.setattr(
-        zoo, 'find_spec', lambda name: type('Spec', (), dict(submodule_search_locations=[tmp_path / name]))
+        home_of, 'find_spec', lambda name: type('Spec', (), dict(submodule_search_locations=[tmp_path / name]))
     )
-    assert zoo.home() == home
+    assert home_of.home() == home
 
 
 @pytest.mark.parametrize('name', KINDS)
