@@ -63,7 +63,7 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def commands() -> list[Block]:
-    """One command each, from fenced blocks and from the running text."""
+    """One command each, from fenced blocks and from the running text, which also names tools without arguments."""
     found = []
     for block in blocks('shell', 'bash'):
         text = re.sub(r'\\\n', lambda _: ' ', block.text)
@@ -122,8 +122,10 @@ def parse(script: Path, words: list[str]) -> argparse.Namespace:
             runpy.run_path(str(script), run_name='__main__')
     except Parsed as parsed:
         return parsed.arguments
-    except SystemExit:
-        raise ValueError(errors.getvalue()) from None
+    except SystemExit as end:
+        if end.code:
+            raise ValueError(errors.getvalue()) from None
+        return argparse.Namespace()  # --help
     raise AssertionError(f'{script} did not ask for its arguments')
 
 
@@ -141,9 +143,11 @@ def check_config(config: str, options: tuple, backbone: str | None, undilate: bo
         )
 
 
-def check_script(path: str, words: list[str], files: Path) -> None:
+def check_script(path: str, words: list[str], files: Path, mention: bool = False) -> None:
     script = ROOT / path
     assert script.is_file(), f'there is no {path}'
+    if mention and not words:
+        return
     arguments = parse(script, words)
     if config := getattr(arguments, 'config', None):
         here = config if '::' in config else next(p for p in (ROOT / config, files / config) if p.is_file())
@@ -166,10 +170,10 @@ def check_pip(words: list[str]) -> None:
         if word.startswith('.'):
             assert set(re.findall(r'\w+', word)) <= set(EXTRAS), word
         elif not word.startswith('mmvig-'):
-            assert word in ('--no-build-isolation', '--editable') or Requirement(word), word
+            assert word in ('--no-build-isolation', '--editable', '--upgrade') or Requirement(word), word
 
 
-def check_command(text: str, files: Path) -> None:
+def check_command(text: str, files: Path, mention: bool = False) -> None:
     """Raises for a command that would not run where its data and its hardware are."""
     words = shlex.split(text, comments=True)
     while words and re.match(r'[A-Z_]+=', words[0]):
@@ -184,13 +188,13 @@ def check_command(text: str, files: Path) -> None:
         case ['python' | 'python3', '-m', 'venv', _]:
             pass
         case ['python', '-m', 'mmvig', tool, *rest]:
-            check_script(f'tools/{tool}.py', rest, files)
-        case ['python', '-m', 'mmvig']:
+            check_script(f'tools/{tool}.py', rest, files, mention)
+        case ['python', '-m', 'mmvig'] | ['python', '-m', 'mmvig', 'TOOL']:
             pass
         case ['python', '-m', 'build', *rest]:
             assert rest in ([], ['--no-isolation'])
         case ['python', path, *rest]:
-            check_script(path, rest, files)
+            check_script(path, rest, files, mention)
         case ['torchrun', *rest]:
             launched = get_args_parser().parse_args(rest)
             check_script(launched.training_script, launched.training_script_args, files)
@@ -221,7 +225,7 @@ def test_commands(page, files):
     for command in commands():
         if command.page == page:
             try:
-                check_command(command.text, files)
+                check_command(command.text, files, mention=command.language == 'inline')
             except Exception as error:
                 raise AssertionError(f'{command}: {command.text}\n{error or repr(error)}') from error
 
