@@ -1,5 +1,7 @@
 """The wheel, the sdist and the editable installation: what they hold, and that `mmvig::...` resolves from them."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -42,8 +44,9 @@ for entry in map(find_model, list_models()):
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -133,6 +136,23 @@ def test_addresses_and_types_resolve(kind, source, request, tmp_path):
     package = request.getfixturevalue(kind)
     run(*PIP_INTO, site, package, cwd=cwd)
     run(sys.executable, '-S', '-c', USE.format(site=str(site), home=str(home)), cwd=cwd)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_quickstart_of_an_installed_wheel(wheel, tmp_path):
+    """In an empty folder, without a clone; PYTHONPATH goes before the packages of this environment."""
+    site, cwd = tmp_path / 'site', tmp_path / 'elsewhere'
+    cwd.mkdir()
+    run(*PIP_INTO, site, wheel, cwd=cwd)
+    command = (sys.executable, '-m', 'mmvig')
+    assert str(site / 'mmvig' / '.mim' / 'tools') in run(*command, cwd=cwd, PYTHONPATH=str(site))
+    run(*command, 'quickstart', '--short', cwd=cwd, PYTHONPATH=str(site))
+    results = cwd / 'work_dirs' / 'quickstart-short'
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= json.loads((results / 'metrics.json').read_text()).keys()
+    assert (results / 'training.png').is_file() and list((results / 'predictions').glob('*.jpg'))
+    dump = (results / 'mask-rcnn_vigh-gla-nano_fpn_quickstart_digits.py').read_text()
+    assert str(ROOT) not in dump
 
 
 def test_editable_installation_follows_the_configs(editable, source):

@@ -84,7 +84,7 @@ def test_target_is_there(target, tmp_path):
 def test_quickstart_uses_files_that_exist(tmp_path):
     done = make('-n', 'quickstart', f'ENV={tmp_path / "env"}', f'PYTHON={sys.executable}')
     files = set(re.findall(r'\b(?:tools|configs|requirements)/[\w/.-]+\.(?:py|txt)\b', done.stdout))
-    assert len(files) >= 10
+    assert 'tools/quickstart.py' in files and len(files) >= 5
     assert not [file for file in files if not (ROOT / file).is_file()]
 
 
