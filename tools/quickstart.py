@@ -40,18 +40,18 @@ def main() -> None:
         if done.returncode:
             sys.exit(done.returncode)
 
-    step('1 of 4: writing the digit scenes', 'make_digit_scenes', DATA)
-    step('2 of 4: training a Mask R-CNN with a small ViG-H', 'train', CONFIG, '--resume', *options)
+    step('1 of 5: writing the digit scenes', 'make_digit_scenes', DATA)
+    step('2 of 5: training a Mask R-CNN with a small ViG-H', 'train', CONFIG, '--resume', *options)
     checkpoint = Path(work_dir, 'last_checkpoint').read_text().strip()
     out = ['--out', work_dir / 'metrics.json']
-    step('3 of 4: testing it on held-out scenes', 'test', CONFIG, checkpoint, *out, *options)
+    step('3 of 5: testing it on held-out scenes', 'test', CONFIG, checkpoint, *out, *options)
     scenes = work_dir / 'scenes'
     scenes.mkdir(exist_ok=True)
     for scene in DATA.glob('images/test/00000*.jpg'):
         shutil.copy(scene, scenes)
     out = ['--out-dir', work_dir / 'predictions']
-    step('4 of 4: drawing what it sees and how it learned', 'image_demo', CONFIG, checkpoint, scenes, *out)
-    step('', 'plot_training', work_dir, '--out', work_dir / 'training.png')
+    step('4 of 5: drawing what it sees', 'image_demo', CONFIG, checkpoint, scenes, *out)
+    step('5 of 5: drawing how it learned', 'plot_training', work_dir, '--out', work_dir / 'training.png')
     print(
         f'\nDone. Look at\n'
         f'  {work_dir}/predictions    held-out scenes with the boxes and masks that it finds\n'

@@ -42,6 +42,15 @@ def test_every_requirement_is_pinned(python):
         assert re.fullmatch(r'==[\w.]+', str(requirement.specifier)), requirement
 
 
+def test_documents_have_pins_of_their_own():
+    """Not in requirements/, by which the environments of the project and of .ci/run are named."""
+    lines = (ROOT / 'docs' / 'requirements.txt').read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith(('#', '--'))]
+    assert 'mkdocs' in {requirement.name for requirement in wanted}
+    assert all(re.fullmatch(r'==[\w.]+', str(requirement.specifier)) for requirement in wanted)
+    assert 'docs/requirements.txt' not in re.search(r'^KEY := .*$', MAKEFILE, re.MULTILINE).group()
+
+
 def test_pins_are_complete():
     """Installed with --no-deps, they must hold whatever the packages of this environment ask for."""
     here = pins('.'.join(map(str, sys.version_info[:2])))
