@@ -7,7 +7,7 @@ computed in float32 and rounded once, at the end. Nothing here records gradients
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 from torchvision.ops import deform_conv2d, roi_align
 from torchvision.ops import nms as torchvision_nms
 
@@ -471,6 +471,9 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Deformable convolution v2 (Zhu et al., section 3.2): v1, with a factor for each tap.
 
+    Larger maps of offsets and factors than the output are taken as mmcv's kernel takes them: it asks for no shape and
+    reads each image as if its first numbers were maps of the size of the output. mmdet's DyHead relies on that.
+
     Args:
         input, weight, offset, output: As in `deform_conv_forward`.
         bias: (O,); empty without one.
@@ -481,6 +484,7 @@ def modulated_deform_conv_forward(
         with_bias: Whether `bias` is one.
     """
     stride, padding, dilation = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    offset, mask = (_first_numbers(x, output.shape[2:]) for x in (offset, mask))
     output.copy_(_deform_conv(input, weight, offset, mask, bias if with_bias else None, stride, padding, dilation))
 
 
@@ -512,15 +516,22 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Gradients of `modulated_deform_conv_forward` with respect to its five inputs, into the `grad_` tensors."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    offset, mask = (_first_numbers(x, grad_output.shape[2:]) for x in (offset, mask))
     by_input, by_weight, by_offset, by_mask, by_bias = _deform_conv_gradients(
         grad_output, input, weight, offset, mask, geometry
     )
     grad_input.copy_(by_input)
     grad_weight.copy_(by_weight)
-    grad_offset.copy_(by_offset)
-    grad_mask.copy_(by_mask)
+    for grad, by in ((grad_offset, by_offset), (grad_mask, by_mask)):
+        grad.copy_(pad(by.flatten(1), (0, grad[0].numel() - by[0].numel())).view_as(grad))
     if with_bias:
         grad_bias.copy_(by_bias)
+
+
+def _first_numbers(maps: Tensor, size: torch.Size) -> Tensor:
+    """(B, C, H, W) as (B, C, *size): of each image the first numbers in memory, for that many channels."""
+    channels = maps.size(1)
+    return maps.flatten(1)[:, : channels * size.numel()].unflatten(1, (channels, *size))
 
 
 def _deform_conv(input, weight, offset, mask, bias, stride, padding, dilation) -> Tensor:

@@ -31,6 +31,7 @@ PUBLISHED = [
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     'mmdet::atss/atss_r50_fpn_1x_coco.py',
+    'mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py',
     'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     'mmdet::dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',

@@ -413,6 +413,14 @@ def plain_deform_conv(input, offset, weight, mask, bias, stride, padding, dilati
     return result if bias is None else result + bias[:, None, None]
 
 
+def by_address(image: Tensor, shape: torch.Size) -> Tensor:
+    """Of an image (C, H, W) the maps (C, *shape) whose numbers would lie where its first ones do."""
+    height, width = shape
+    flat = image.reshape(-1)
+    rows = [flat[(c * height + y) * width :][:width] for c in range(len(image)) for y in range(height)]
+    return torch.stack(rows).view(-1, height, width)
+
+
 def zero_padded_sample(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
     height, width = image.shape[1:]
     if not (0 < y < height - 1 and 0 < x < width - 1):
@@ -469,6 +477,27 @@ def test_modulated_deform_conv(geometry: dict, biased: bool, device: str):
     torch.testing.assert_close(output.cpu(), expected)
     theirs = gradients(expected, *(inputs[name] for name in order))
     for ours, reference in zip(gradients(output, *copies.values()), theirs, strict=True):
+        torch.testing.assert_close(ours.cpu(), reference)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_modulated_deform_conv_reads_larger_maps_by_address(device: str):
+    """As mmcv's kernels do, which multiply out addresses by the output's size: DyHead's come from a finer level."""
+    from mmcv.ops import modulated_deform_conv2d
+
+    geometry = GEOMETRIES[1].values[0]
+    inputs = deform_inputs(geometry, masked=True)
+    shape = inputs['mask'].shape[2:]
+    both = random(2, 12 * 3, 2 * shape[0] + 1, 2 * shape[1], seed=9).requires_grad_()
+    fine = dict(zip(('offset', 'mask'), both.split([24, 12], 1)))  # slices, as DyHead's
+    read = {name: torch.stack([by_address(image, shape) for image in maps]) for name, maps in fine.items()}
+    expected = plain_deform_conv(**(inputs | read), **geometry)
+    copy = both.detach().to(device).requires_grad_()
+    others = [inputs[name].detach().to(device).requires_grad_() for name in ('input', 'weight', 'bias')]
+    output = modulated_deform_conv2d(others[0], *copy.split([24, 12], 1), *others[1:], *geometry.values())
+    torch.testing.assert_close(output.cpu(), expected)
+    theirs = gradients(expected, both, *(inputs[name] for name in ('input', 'weight', 'bias')))
+    for ours, reference in zip(gradients(output, copy, *others), theirs, strict=True):
         torch.testing.assert_close(ours.cpu(), reference)
 
 
