@@ -3,7 +3,6 @@
 Of every case each process leaves its losses in FOLDER/CASE/losses<rank>.txt, and the first one a checkpoint.
 """
 
-import itertools
 import sys
 
 import torch
@@ -83,7 +82,8 @@ def train(
         ),
         train_cfg=dict(by_epoch=True, max_epochs=2),
         optim_wrapper=dict(
-            optimizer=dict(type='AdamW', lr=1e-3),
+            # MMEngine compiles the optimizer too, and a compiled AdamW corrects its bias in float32 for any weights
+            optimizer=dict(type='SGD', lr=0.1, momentum=0.9) if compile else dict(type='AdamW', lr=1e-3),
             accumulative_counts=accumulative_counts,
             clip_grad=dict(max_norm=0.1),
         ),
@@ -104,12 +104,11 @@ def train(
 
 
 def check_subsets() -> None:
-    """Two iterations under DDP with every choice of outputs: a parameter without a gradient makes the second raise."""
-    kinds = [(ViGH, VIGH, {}), (ViG, VIG, {}), (ViGAdapter, ADAPTER, dict(norm_cfg=dict(type='BN')))]
-    for count in range(1, 5):
-        for out_indices in itertools.combinations(range(4), count):
-            for cls, arch, more in kinds:
-                step_twice(cls(arch, out_indices=out_indices, **more))
+    """Two iterations under DDP with one output and with all: a parameter without a gradient makes the second raise."""
+    for out_indices in (0, 1, 2, 3, (0, 1, 2, 3)):  # tests/models looks at more choices, in one process
+        step_twice(ViGH(VIGH, out_indices=out_indices))
+        step_twice(ViG(VIG, out_indices=out_indices))
+        step_twice(ViGAdapter(ADAPTER, out_indices=out_indices, norm_cfg=dict(type='BN')))
     model = ViGH(VIGH)
     model.unused = nn.Parameter(torch.zeros(1))
     try:

@@ -174,4 +174,12 @@ class ViGAdapter(ViG):
         level = level + F.interpolate(tokens, level.shape[2:], mode='bilinear', align_corners=False)
         stride = 2 ** (i + 2)
         height, width = ((side + stride - 1) // stride for side in size)  # not -(-side // stride): ONNX rounds to 0
-        return getattr(self, f'out_norm{i}')(level[:, :, :height, :width])
+        return getattr(self, f'out_norm{i}')(cut(level, height, width))
+
+
+def cut(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left corner (B, C, height, width) of maps that are no smaller."""
+    if isinstance(height, torch.SymInt):  # in graphs for any size: the sides of a slice would be data-dependent
+        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[:, :, :height, :width]
