@@ -37,8 +37,11 @@ FENCE = re.compile(r'^( *)```(\S*)\n(.*?)^ *```$', re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r'(?<!`)`((?:python|make|pip|torchrun|source) [^`]+)`(?!`)')
 # Python that names one of these needs files or downloads: its calls are compared with the signatures instead.
 NOT_HERE = ('.pth', '.jpg', 'pretrained=True', "'cuda'")
-HEADS = (2, 8, 3, 4)  # B, L, nh and the widths of the tensors that the operator's examples name
-TENSORS = ('q', 'k', 'v', 'x_fwd', 'x_bwd')
+B, H, W, NH, K, C, R = 2, 4, 5, 3, 4, 24, 16
+# The tensors that the operator's examples name.
+TENSORS = dict.fromkeys(('q', 'k', 'v', 'x_fwd', 'x_bwd', 'g_fwd', 'g_bwd'), (B, H * W, NH, K))
+TENSORS |= dict(x=(B, H, W, C), weight=(C, 1, 3, 3), projected=(B, H * W, 3 * C + R))
+MIXER = ((C, R), (C,), (C,), (C // NH,), (C // NH,))  # `parameters`
 
 
 class Block(NamedTuple):
@@ -288,7 +291,10 @@ def check_python(code: str) -> None:
                 signature = inspect.signature(called)
             except ValueError:  # some of torch's own have none
                 continue
-            signature.bind(*node.args, **{keyword.arg: None for keyword in node.keywords})  # TypeError
+            unpacked = any(isinstance(argument, ast.Starred) for argument in node.args)
+            bind = signature.bind_partial if unpacked else signature.bind
+            given = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
+            bind(*given, **{keyword.arg: None for keyword in node.keywords if keyword.arg})  # TypeError
 
 
 @pytest.mark.parametrize('block', blocks('python'), ids=str)
@@ -302,9 +308,9 @@ def test_python(block, files, tmp_path, monkeypatch):
         return
     check_python(block.text)
     if not any(word in block.text for word in NOT_HERE):
-        tensors = {name: torch.randn(HEADS) for name in TENSORS}
-        gates = {name: -torch.rand(HEADS) for name in ('g_fwd', 'g_bwd')}
-        exec(compile(block.text, str(block), 'exec'), tensors | gates)
+        names = {name: -torch.rand(shape) for name, shape in TENSORS.items()}
+        names['parameters'] = [torch.rand(shape) for shape in MIXER]
+        exec(compile(block.text, str(block), 'exec'), names)
 
 
 def check_model(config: Config) -> None:
