@@ -49,8 +49,8 @@ def test_find_model():
     assert entry.weights.endswith('vig_h_t_82p8acc.pth')
     with pytest.raises(ValueError, match="'vigh-gla-tiny_3rd' is no model .*; is it vigh-gla-tiny_3rdparty_in1k, "):
         find_model('vigh-gla-tiny_3rd')
-    with pytest.raises(ValueError, match="'resnet' is no model of this project; list_models"):
-        find_model('resnet')
+    with pytest.raises(ValueError, match="'alexnet' is no model of this project; list_models"):
+        find_model('alexnet')
 
 
 @pytest.mark.parametrize('installed', [True, False])
