@@ -31,13 +31,9 @@ def bigla(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: 
     Returns:
         o (B, L, nh, V), of v's dtype.
     """
-    if torch.compiler.is_dynamo_compiling() and not _is_exporting():
+    if torch.compiler.is_dynamo_compiling():
         return _operator(q, k, v, g_fwd, g_bwd, scale)[0]
     return _BiGLA.apply(q, k, v, g_fwd, g_bwd, scale)
-
-
-# From torch 2.7 on. Before, programs of `torch.export` with strict=True, which runs dynamo, hold `bigla::chunked`.
-_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
 class _Grid(NamedTuple):
@@ -124,7 +120,7 @@ def _ceildiv(a: int, b: int) -> int:
 
 
 class _BiGLA(torch.autograd.Function):
-    """What eager mode runs and `torch.export` sees through."""
+    """What eager mode runs and `torch.export` sees through (with strict=True it runs dynamo, and gets `_operator`)."""
 
     @staticmethod
     def forward(
@@ -145,7 +141,7 @@ class _BiGLA(torch.autograd.Function):
 def _operator(
     q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `torch.compile` gets, one node: to trace all products would take minutes, and again for other lengths."""
+    """What `torch.compile` gets, one node: to trace all products takes minutes, and again for another grid."""
     return tuple(x.contiguous() for x in _forward(_Grid.of_any(q), q, k, v, g_fwd, g_bwd, scale))
 
 

@@ -5,11 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from bigla import bigla
+from bigla.chunked import _operator
 
 SHAPES = [  # L, nh, K, V
     (1, 3, 4, 4),
@@ -129,9 +131,10 @@ def test_some_gradients_only(make_inputs):
         torch.testing.assert_close(got, want[i], rtol=0, atol=0)
 
 
-def test_second_derivative_raises(make_inputs):
+@pytest.mark.parametrize('form', [chunked, lambda *inputs: _operator(*inputs, 0.5)[0]], ids=['eager', 'operator'])
+def test_second_derivative_raises(form, make_inputs):
     inputs = make_inputs()
-    dq = torch.autograd.grad(chunked(*inputs).sum(), inputs[0], create_graph=True)[0]
+    dq = torch.autograd.grad(form(*inputs).sum(), inputs[0], create_graph=True)[0]
     with pytest.raises(RuntimeError):
         torch.autograd.grad(dq.sum(), inputs[1])
 
@@ -199,12 +202,23 @@ def test_checkpoint(make_inputs, run):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('L', [1, 33, 600])
+def test_operator(L, dtype, make_inputs):
+    """What PyTorch asks of an operator: gradients, and a fake of the same shapes and strides, for a symbolic L too."""
+    torch.library.opcheck(_operator, (*make_inputs(2, L, 2, 3, 5, dtype=dtype), 0.5), atol=1e-2, rtol=1e-2)
+
+
 def test_compile(make_inputs, run):
+    """One graph for all lengths, whose nodes do not grow with them."""
     torch.compiler.reset()
-    inputs = make_inputs(1, 600, 1, 4, 4)
-    got = run(torch.compile(chunked, fullgraph=True, dynamic=False, backend='aot_eager'), inputs)
-    for a, b in zip(got, run(chunked, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    counter = CompileCounterWithBackend('aot_eager')
+    compiled = torch.compile(chunked, fullgraph=True, dynamic=True, backend=counter)
+    for B, L in ((3, 600), (4, 2), (3, 64), (2, 1100)):
+        inputs = make_inputs(B, L, 5, 4, 6)
+        for a, b in zip(run(compiled, inputs), run(chunked, inputs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert counter.frame_count == 1 and counter.op_count < 10
 
 
 def test_export(make_inputs):

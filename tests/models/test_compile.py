@@ -8,9 +8,7 @@ import torch._dynamo
 from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
-from mmvig.apis.flops import _mixer
 from mmvig.models import ViG, ViGH
-from mmvig.models.layers import mixer
 
 SMALL = {
     ViG: dict(arch=dict(embed_dims=16, depth=1, num_heads=1, act=True, drop_path_rate=0.0), img_size=64),
@@ -74,9 +72,8 @@ def test_one_graph_with_the_same_values(cls, settings):
 
 
 @BOTH
-def test_two_recompilations_over_twenty_sizes(cls, monkeypatch):
-    """With the operator as one node of the graph, as on a GPU, and convolutions that do not depend on the size."""
-    monkeypatch.setattr(mixer, 'bigla_mixer', _mixer)
+def test_two_recompilations_over_twenty_sizes(cls):
+    """With convolutions that do not depend on the size."""
     net, counter = small(cls).eval(), CompileCounter()
     compiled = torch.compile(net.forward, backend=counter, fullgraph=True, dynamic=True)
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
