@@ -54,13 +54,7 @@ def agree(found, expected):
 
 
 @BOTH
-@pytest.mark.parametrize(
-    'settings',
-    [
-        pytest.param(dict(), id='plain'),
-        pytest.param(dict(with_cp=True, frozen_stages=0), id='with_cp, frozen', marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize('settings', [dict(), dict(with_cp=True, frozen_stages=0)], ids=['plain', 'with_cp, frozen'])
 def test_one_graph_with_the_same_values(cls, settings):
     net, image = small(cls, **settings).train(), torch.rand(1, 3, 32, 48)
     names, expected = list(net.state_dict()), step(net, image)
