@@ -3,7 +3,14 @@
     python tools/export.py CONFIG model.onnx --checkpoint weights.pth
 
 The file is run on images of two other sizes and compared with the model. Its input are images as the model's
-preprocessor leaves them, (batch, 3, H, W) in float32; `mmvig/apis/export.py` states the limits.
+preprocessor leaves them, (batch, 3, H, W) in float32. The limits:
+
+- Height and width are free; the batch is fixed, by --batch.
+- Classifiers and segmentors are exported to their logits, without resizing or sliding windows before and without a
+  choice of class behind; of detectors the backbone or the neck (--part), since what follows depends on what is found.
+- The operator runs in its chunk-parallel PyTorch form, in groups of 512 tokens to which smaller maps are padded: the
+  file has no Triton kernels, and small images cost as much as the group that they fill.
+- torch reads .pt2 files of models with several strides slowly: it parses the formula of every tensor's size.
 """
 
 import argparse
