@@ -31,7 +31,7 @@ CASES = dict(
 
 
 @DATASETS.register_module()
-class Noise(torch.utils.data.Dataset):
+class NoiseImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return SCENES
 
@@ -77,7 +77,7 @@ def train(
         train_dataloader=dict(
             batch_size=4 // world,
             num_workers=0,
-            dataset=dict(type='Noise'),
+            dataset=dict(type='NoiseImages'),
             sampler=dict(type='DefaultSampler', shuffle=True),
         ),
         train_cfg=dict(by_epoch=True, max_epochs=2),

@@ -134,7 +134,7 @@ def test_nothing_matched_is_an_error(tmp_path):
 def test_another_arch_is_an_error(files):
     path = str(files['vig-h-t nested'])
     net = ViGH('base', init_cfg=dict(type='Pretrained', checkpoint=path))
-    with pytest.raises(ValueError, match='another architecture.*set `arch`'):
+    with pytest.raises(CheckpointError, match='of another size than ViGH: 93 of 93 .* give the model the arch'):
         net.init_weights()
 
 
