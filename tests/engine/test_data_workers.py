@@ -24,7 +24,7 @@ class KillWorker(Hook):
             multiprocessing.active_children()[0].kill()
 
 
-# A dead worker is told by whichever comes first, its signal or the broken pipe: on a busy machine not always the former.
+# A dead worker is told by its signal or by the broken pipe, whichever is first: on a busy machine at times the latter.
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_training_which_can_go_on(toy_config, train):
     whole = train(toy_config('whole', **SETTINGS))
