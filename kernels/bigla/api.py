@@ -7,9 +7,10 @@ Shapes are written in one alphabet, here and in every implementation: `B` batch,
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -77,10 +78,7 @@ def bigla(
         _check_gates(gate_logits, g_fwd=g_fwd, g_bwd=g_bwd)
     if q.shape[1] == 0:
         return v * sum(x.sum() for x in (q, k, g_fwd, g_bwd)).to(v.dtype)  # empty, and differentiable in all five
-    if impl is None:
-        impl = 'triton' if q.is_cuda and _triton_serves(q, k, v, g_fwd, g_bwd) else 'chunked'
-    elif impl == 'triton' and (reason := _unserved(q, k, v, g_fwd, g_bwd)):
-        raise ValueError(f"impl='triton' cannot serve these arguments: {reason}; impl='chunked' can")
+    impl = _choose(impl, q, lambda triton: triton.unsupported(q, k, v, g_fwd, g_bwd))
     if impl == 'triton':
         from . import triton
 
@@ -144,7 +142,7 @@ def bigla_mixer(
         'norm_weight': norm_weight,
         'local_norm_weight': local_norm_weight,
     }
-    _validate_tensors(tensors | parameters, projected.device if isinstance(projected, Tensor) else None)
+    _validate_tensors(tensors | parameters)
     _validate_impl(impl)
     if local.ndim != 3 or projected.ndim != 3 or projected.shape[:2] != local.shape[:2]:
         raise ValueError(
@@ -166,7 +164,13 @@ def bigla_mixer(
     if local.shape[1] == 0:  # empty, and differentiable in all seven
         return local * sum(x.sum() for x in (projected, *parameters.values())).to(local.dtype)
     args = *tensors.values(), *parameters.values(), num_heads, eps, act
-    if _choose(impl, projected, 'projected', dims // num_heads) == 'triton':
+    width = dims // num_heads
+
+    def unsupported(triton: ModuleType) -> str | None:
+        too_wide = f'heads must be at most 256 wide, got {width}' if width > 256 else None
+        return triton.unsupported_tensor(projected, 'projected') or too_wide
+
+    if _choose(impl, projected, unsupported) == 'triton':
         from . import triton
 
         return triton.bigla_mixer(*args)
@@ -189,13 +193,13 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, act: bool = False, impl: str | 
         TypeError: An argument is no tensor, or its dtype is none of these.
         ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
     """
-    _validate_tensors({'x': x, 'weight': weight}, x.device if isinstance(x, Tensor) else None)
+    _validate_tensors({'x': x, 'weight': weight})
     _validate_impl(impl)
     if x.ndim != 4:
         raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
     if weight.shape != (x.shape[-1], 1, 3, 3):
         raise ValueError(f'weight must have shape {(x.shape[-1], 1, 3, 3)}, got {tuple(weight.shape)}')
-    chosen = _choose(impl, x, 'x')
+    chosen = _choose(impl, x, lambda triton: triton.unsupported_tensor(x, 'x'))
     if chosen == 'triton':
         from . import triton
 
@@ -218,48 +222,23 @@ def debug(enabled: bool = True) -> Iterator[None]:
         _debug = before
 
 
-def _choose(impl: str | None, x: Tensor, name: str, width: int = 1) -> str:
-    """The implementation for arguments like `x`, called `name`, with heads of `width`."""
+def _choose(impl: str | None, x: Tensor, unsupported: Callable[[ModuleType], str | None]) -> str:
+    """The implementation for arguments like `x`; `unsupported` asks the Triton package why it does not take them."""
     if impl in ('chunked', 'reference') or (impl is None and not x.is_cuda):
         return impl or 'chunked'
-    reason = _unserved_tensor(x, name)
-    if not reason and width > 256:
-        reason = f'heads must be at most 256 wide, got {width}'
+    try:
+        from . import triton  # only here, where a GPU asks for it: the import takes a quarter of a second
+    except ImportError as error:
+        reason = f'Triton cannot be imported ({error})'
+    else:
+        reason = unsupported(triton)
     if not reason:
         return 'triton'
     if impl == 'triton':
         raise ValueError(f"impl='triton' cannot serve these arguments: {reason}; impl='chunked' can")
-    _warn(reason)
-    return 'chunked'
-
-
-def _unserved(*args: Tensor) -> str | None:
-    """Why the Triton kernels do not take these arguments; None where they do."""
-    try:
-        from . import triton  # only here, where a GPU asks for it: the import takes a quarter of a second
-    except ImportError as error:
-        return f'Triton cannot be imported ({error})'
-    return triton.unsupported(*args)
-
-
-def _unserved_tensor(x: Tensor, name: str) -> str | None:
-    try:
-        from . import triton
-    except ImportError as error:
-        return f'Triton cannot be imported ({error})'
-    return triton.unsupported_tensor(x, name)
-
-
-def _triton_serves(*args: Tensor) -> bool:
-    reason = _unserved(*args)
-    if reason:
-        _warn(reason)
-    return reason is None
-
-
-def _warn(reason: str) -> None:
     if not torch.compiler.is_compiling():
         _warn_once(reason)
+    return 'chunked'
 
 
 @functools.cache
@@ -272,28 +251,25 @@ def _validate_impl(impl: str | None) -> None:
         raise ValueError(f'impl must be None or one of {_IMPLS}, got {impl!r}')
 
 
-def _validate_tensors(args: dict[str, Tensor], device: torch.device | None) -> None:
+def _validate_tensors(args: dict[str, Tensor]) -> None:
+    first = next(iter(args))
     for name, x in args.items():
         if not isinstance(x, Tensor):
             raise TypeError(f'{name} must be a torch.Tensor, got {type(x).__name__}')
         if x.dtype not in _DTYPES:
             raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
+        device = args[first].device
         if x.device != device:
-            raise ValueError(f'{name} is on {x.device}, but {next(iter(args))} is on {device}: move them to one device')
+            raise ValueError(f'{name} is on {x.device}, but {first} is on {device}: move them to one device')
 
 
 def _validate(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float | None) -> None:
     args = {'q': q, 'k': k, 'v': v, 'g_fwd': g_fwd, 'g_bwd': g_bwd}
+    _validate_tensors(args)
     for name, x in args.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f'{name} must be a torch.Tensor, got {type(x).__name__}')
         if x.ndim != 4:
             width = 'V' if name == 'v' else 'K'
             raise ValueError(f'{name} must have 4 dimensions (B, L, nh, {width}), got shape {tuple(x.shape)}')
-        if x.dtype not in _DTYPES:
-            raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
-        if x.device != q.device:
-            raise ValueError(f'{name} is on {x.device}, but q is on {q.device}: move them to one device')
         if name == 'v' and x.shape[:3] != q.shape[:3]:
             raise ValueError(f"v must share q's B, L, nh = {tuple(q.shape[:3])}, got shape {tuple(x.shape)}")
         if name != 'v' and x.shape != q.shape:

@@ -217,6 +217,7 @@ def exact_grad_kernel(
                                 dk_ += uk * dy
                                 dx = x.to(tl.float32) * dx
                                 dy = y.to(tl.float32) * dy
+                                # sum_V S' dS', with S' = 2^total S + sum_u (k_u 2^..) v_u^T
                                 w = tl.exp2(tl.sum(f if D == 0 else e, 0)) * tl.sum(S * dS, 1) + tl.sum(dy, 0)
                                 if D == 0:
                                     df += dx - dy
