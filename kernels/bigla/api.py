@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import chunked, composed, reference
 
-__all__ = ['bigla', 'bigla_mixer', 'debug', 'depthwise_conv']
+__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'debug', 'depthwise_conv', 'gated_mlp']
 
 _IMPLS = ('triton', 'chunked', 'reference')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -205,6 +205,103 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, act: bool = False, impl: str | 
 
         return triton.depthwise_conv(x, weight, act)
     return (reference if chosen == 'reference' else composed).depthwise_conv(x, weight, act)
+
+
+def add_norm(
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    dtype: torch.dtype | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A residual sum and its norm over the last dimension, in one pass::
+
+        s = x + branch      y = weight s / (mean s^2 + eps)^1/2                              without a bias: RMSNorm
+                            y = weight (s - m) / (mean (s - m)^2 + eps)^1/2 + bias,  m = mean s       else LayerNorm
+
+    Args:
+        x: (..., C); float16, bfloat16, float32 or float64.
+        branch: What is added to x, of its shape; None: nothing, and s is x itself.
+        weight: (C,); any of these dtypes.
+        bias: (C,), or None.
+        eps: Added to the mean square.
+        dtype: Of y, one of these; x's when None.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        s (..., C), of the wider of x's and branch's dtype, and y (..., C). Sums are in float32 or wider.
+
+    Raises:
+        TypeError: An argument is no tensor, or its dtype is none of these.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
+    """
+    tensors = {'x': x, 'branch': branch, 'weight': weight, 'bias': bias}
+    _validate_tensors({name: t for name, t in tensors.items() if t is not None or name in ('x', 'weight')})
+    _validate_impl(impl)
+    dtype = dtype or x.dtype
+    if dtype not in _DTYPES:
+        raise TypeError(f'dtype must be float16, bfloat16, float32 or float64, got {dtype}')
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f'x must have a last dimension of at least 1, got shape {tuple(x.shape)}')
+    if branch is not None and branch.shape != x.shape:
+        raise ValueError(f"branch must have x's shape {tuple(x.shape)}, got {tuple(branch.shape)}")
+    for name in ('weight', 'bias'):
+        if tensors[name] is not None and tensors[name].shape != x.shape[-1:]:
+            raise ValueError(f'{name} must have shape {tuple(x.shape[-1:])}, got {tuple(tensors[name].shape)}')
+
+    def unsupported(triton: ModuleType) -> str | None:
+        wide = next((n for n, t in tensors.items() if t is not None and t.dtype == torch.float64), None)
+        wide = wide or ('dtype' if dtype == torch.float64 else None)
+        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
+
+    chosen = _choose(impl, x, unsupported)
+    args = x, branch, weight, bias, eps, dtype
+    if chosen == 'triton':
+        from . import triton
+
+        return triton.add_norm(*args)
+    return (reference if chosen == 'reference' else composed).add_norm(*args)
+
+
+def gated_mlp(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, *, impl: str | None = None) -> Tensor:
+    """The gated feed-forward network (SwiGLU, arXiv 2002.05202): y = W2 (SiLU(a) * b) with [a, b] = W1 x.
+
+    Neither [a, b] nor the product is kept for the backward.
+
+    Args:
+        x: (..., C); float16, bfloat16, float32 or float64.
+        fc1_weight: W1 (2 H, C), of any of these dtypes; products are those of x's.
+        fc2_weight: W2 (C, H).
+        impl: As in :func:`bigla`; ``'triton'`` fuses the first product with what follows it.
+
+    Returns:
+        y (..., C), of x's dtype.
+
+    Raises:
+        TypeError: An argument is no tensor, or its dtype is none of these.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
+    """
+    _validate_tensors({'x': x, 'fc1_weight': fc1_weight, 'fc2_weight': fc2_weight})
+    _validate_impl(impl)
+    if x.ndim < 1:
+        raise ValueError('x must have at least one dimension')
+    C = x.shape[-1]
+    if fc1_weight.ndim != 2 or fc1_weight.shape[1] != C or fc1_weight.shape[0] % 2 or min(fc1_weight.shape) < 1:
+        raise ValueError(f'fc1_weight must have shape (2 H, {C}), got {tuple(fc1_weight.shape)}')
+    if fc2_weight.shape != (C, fc1_weight.shape[0] // 2):
+        raise ValueError(
+            f'fc2_weight must have shape {(C, fc1_weight.shape[0] // 2)}, got {tuple(fc2_weight.shape)}'
+        )
+    args = x, fc1_weight, fc2_weight
+    chosen = _choose(impl, x, lambda triton: triton.unsupported_tensor(x, 'x'))
+    if chosen == 'triton':
+        from . import triton
+
+        return triton.gated_mlp(*args)
+    return (reference if chosen == 'reference' else composed).gated_mlp(*args)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The functions around BiGLA in ViG's mixer, out of PyTorch's own: any device, dtype and order of derivative."""
+"""The functions around BiGLA in ViG's blocks, out of PyTorch's own: any device, dtype and order of derivative."""
 
 from collections.abc import Callable
 
@@ -37,3 +37,24 @@ def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
     """`api.depthwise_conv` by the convolution that PyTorch has for the device."""
     y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype), padding=1, groups=x.shape[-1]).permute(0, 2, 3, 1)
     return F.silu(y) if act else y
+
+
+def add_norm(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`api.add_norm` by PyTorch's norms."""
+    total = x if branch is None else x + branch
+    wide = torch.promote_types(total.dtype, torch.float32)
+    with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+        if bias is None:
+            y = F.rms_norm(total.to(wide), weight.shape, weight.to(wide), eps)
+        else:
+            y = F.layer_norm(total.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
+    return total, y.to(dtype)
+
+
+def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    """`api.gated_mlp` by two products and what is between them."""
+    with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+        a, b = F.linear(x, fc1.to(x.dtype)).chunk(2, -1)
+        return F.linear(F.silu(a) * b, fc2.to(x.dtype))

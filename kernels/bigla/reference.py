@@ -1,4 +1,4 @@
-"""BiGLA as its equation reads, one token a step, and the convolution as nine sums: the oracles."""
+"""BiGLA as its equation reads, one token a step, and what is around it as its equations: the oracles."""
 
 from collections.abc import Sequence
 
@@ -46,3 +46,23 @@ def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
     weight = weight.to(dtype)
     y = sum(padded[:, i : i + H, j : j + W] * weight[:, 0, i, j] for i in range(3) for j in range(3))
     return (y * torch.sigmoid(y) if act else y).to(x.dtype)
+
+
+def add_norm(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`api.add_norm` by its equations, in float32 or wider."""
+    total = x if branch is None else x + branch
+    u = total.to(torch.promote_types(total.dtype, torch.float32))
+    if bias is not None:
+        u = u - u.mean(-1, keepdim=True)
+    y = u / (u.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    return total, (y if bias is None else y + bias).to(dtype)
+
+
+def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    """`api.gated_mlp` by its equations, in float32 or wider."""
+    wide = torch.promote_types(torch.promote_types(x.dtype, fc1.dtype), torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        a, b = (x.to(wide) @ fc1.to(wide).mT).chunk(2, -1)
+        return (a * torch.sigmoid(a) * b @ fc2.to(wide).mT).to(x.dtype)

@@ -6,6 +6,7 @@ CPU core where the function takes 40, as long as several kernels run. Both run t
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from .backward import launch_backward
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad
+from .mlp import launch_mlp, launch_mlp_grad
+from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, chunk_size
 
-__all__ = ['bigla', 'bigla_mixer', 'depthwise_conv', 'unsupported', 'unsupported_tensor']
+__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'depthwise_conv', 'gated_mlp', 'unsupported', 'unsupported_tensor']
 
 
 def bigla(
@@ -37,7 +40,7 @@ def bigla(
         o (B, L, nh, V), of v's dtype.
     """
     L = q.shape[1]
-    C = chunk_size(L, q.shape[-1], q.dtype)
+    C = chunk_size(L, q.shape[-1], q.dtype, not with_gradients(q, k, v, g_fwd, g_bwd))
     one = isinstance(L, int) and L <= C  # a symbolic length is not asked: the answer would specialise the graph
     return _bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one)
 
@@ -77,22 +80,14 @@ def bigla_mixer(
     Results are the same bits on every run. Autocast changes nothing. A second derivative raises.
     """
     L = projected.shape[1]
-    C = chunk_size(L, local.shape[-1] // (2 * num_heads), projected.dtype)
+    tensors = projected, local, decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
+    C = chunk_size(L, local.shape[-1] // (2 * num_heads), projected.dtype, not with_gradients(*tensors))
     one = isinstance(L, int) and L <= C
-    return _mixer(
-        projected,
-        local,
-        decay_weight,
-        decay_bias,
-        gate_bias,
-        norm_weight,
-        local_norm_weight,
-        num_heads,
-        eps,
-        act,
-        C,
-        one,
-    )
+    return _mixer(*tensors, num_heads, eps, act, C, one)
+
+
+def with_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
@@ -100,43 +95,77 @@ def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
     return _conv(x, weight, act)
 
 
-def _differentiable(forward: Callable, fake: Callable, backward: Callable, fake_backward: Callable) -> Callable:
+def add_norm(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`api.add_norm` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
+    if branch is None:
+        return x, _norm(x, weight, bias, eps, dtype)
+    return _add_norm(x, branch, weight, bias, eps, dtype, x.dtype, branch.dtype)
+
+
+def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    """`api.gated_mlp` with the first product by a Triton kernel, for an x that :func:`unsupported_tensor` takes."""
+    return _gated_mlp(x, fc1, fc2)
+
+
+def _differentiable(
+    forward: Callable,
+    fake: Callable,
+    backward: Callable,
+    fake_backward: Callable,
+    results: int = 1,
+    keep: Callable[[tuple, tuple], tuple] | None = None,
+) -> Callable:
     """Make operators of `forward`, called bigla::<its name>, and `backward`, the latter for the former's gradients.
 
     Args:
-        forward: Takes tensors, then options; returns a tensor, or a tuple of the result and what the backward needs.
+        forward: Takes tensors (some may be None), then options; returns a tensor, or a tuple of results and of what
+            the backward needs.
         fake: The same for shapes alone.
-        backward: Takes the result's gradient, forward's tensors, what it returned for the backward, and its options;
-            returns the gradients of the tensors.
+        backward: Takes the results' gradients, what is kept, and forward's options; returns the gradients of the
+            tensors, anything for those that are None.
         fake_backward: The same for shapes alone.
+        results: How many of the returned tensors are results, with gradients.
+        keep: Chooses what to keep for the backward from forward's tensors and the returned ones. By default these are
+            the tensors and what was returned behind the results.
 
     Returns:
-        A function of forward's arguments that returns its result.
+        A function of forward's arguments that returns its result, or a tuple of its results.
     """
     name = forward.__name__.removeprefix('_run_')
     operator, gradient = (
         torch.library.custom_op(f'bigla::{n}', fn, mutates_args=(), device_types=('cpu', 'cuda'))
         for n, fn in ((name, forward), (f'{name}_backward', backward))
     )
+    count = sum(parameter.annotation in (Tensor, Tensor | None) for parameter in signature(forward).parameters.values())
+    keep = keep or (lambda tensors, outputs: (*tensors, *outputs[results:]))
 
     def tuple_of(output: Any) -> tuple[Tensor, ...]:
         return output if isinstance(output, tuple) else (output,)
 
-    def save(ctx, inputs: tuple, kept: tuple[Tensor, ...]) -> None:
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        ctx.options = inputs[len(tensors) :]
-        ctx.save_for_backward(*tensors, *kept)
+    def chosen(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        return outputs[0] if results == 1 else outputs[:results]
+
+    def save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
+        ctx.options = inputs[count:]
+        ctx.given = [x is not None for x in inputs[:count]]
+        ctx.save_for_backward(*keep(inputs[:count], outputs))
 
     def setup_context(ctx, inputs: tuple, output: Any) -> None:
-        save(ctx, inputs, tuple_of(output)[1:])
-        ctx.inputs = len(inputs)
-        ctx.mark_non_differentiable(*tuple_of(output)[1:])
-        ctx.set_materialize_grads(False)
+        save(ctx, inputs, tuple_of(output))
+        ctx.mark_non_differentiable(*tuple_of(output)[results:])
+        ctx.set_materialize_grads(results > 1)
 
-    def differentiate(ctx, dy: Tensor | None, *_):
-        if dy is None:
-            return (None,) * ctx.inputs
-        return *gradient(dy, *ctx.saved_tensors, *ctx.options), *(None for _ in ctx.options)
+    def with_gradient(ctx, grads: tuple, gradient: Callable) -> tuple:
+        if grads[0] is None:
+            grads = [None] * count
+        else:
+            grads = tuple_of(gradient(*grads[:results], *ctx.saved_tensors, *ctx.options))
+        return *(g if given else None for g, given in zip(grads, ctx.given)), *(None for _ in ctx.options)
+
+    def differentiate(ctx, *grads):
+        return with_gradient(ctx, grads, gradient)
 
     def refuse(ctx, *_):
         raise NotImplementedError(
@@ -149,14 +178,13 @@ def _differentiable(forward: Callable, fake: Callable, backward: Callable, fake_
     gradient.register_autograd(refuse)
 
     def run(ctx, *inputs):
-        y, *kept = tuple_of(forward(*inputs))
-        save(ctx, inputs, tuple(kept))
-        return y
+        outputs = tuple_of(forward(*inputs))
+        save(ctx, inputs, outputs)
+        return chosen(outputs)
 
-    def run_backward(ctx, dy: Tensor):
+    def run_backward(ctx, *grads):
         # The operator where a graph of the gradients is wanted: it refuses their gradients.
-        grads = (gradient if torch.is_grad_enabled() else backward)(dy, *ctx.saved_tensors, *ctx.options)
-        return *grads, *(None for _ in ctx.options)
+        return with_gradient(ctx, grads, gradient if torch.is_grad_enabled() else backward)
 
     function = type(
         f'bigla_{name}',
@@ -164,12 +192,12 @@ def _differentiable(forward: Callable, fake: Callable, backward: Callable, fake_
         {'forward': staticmethod(run), 'backward': staticmethod(run_backward)},
     )
 
-    def call(*inputs) -> Tensor:
+    def call(*inputs) -> Tensor | tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
-            return tuple_of(operator(*inputs))[0]
+            return chosen(tuple_of(operator(*inputs)))
         if torch.is_grad_enabled():
             return function.apply(*inputs)
-        return tuple_of(forward(*inputs))[0]
+        return chosen(tuple_of(forward(*inputs)))
 
     return call
 
@@ -256,6 +284,96 @@ def _fake_conv_backward(dy, x, weight, act):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
+def _run_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    with torch.cuda.device_of(x):
+        return launch_norm(x.contiguous(), None, weight, bias, eps, dtype)[1]
+
+
+def _fake_norm(x, weight, bias, eps, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _run_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.cuda.device_of(x):
+        dx, _, dw, db = launch_norm_grad(
+            None, dy.contiguous(), x.contiguous(), weight, eps, bias is not None, x.dtype, None
+        )
+    return dx, dw.to(weight.dtype), db.to(weight.dtype)
+
+
+def _fake_norm_backward(dy, x, weight, bias, eps, dtype):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+def _run_add_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
+    x_dtype: torch.dtype, branch_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    with torch.cuda.device_of(x):
+        return launch_norm(x.contiguous(), branch.contiguous(), weight, bias, eps, dtype)
+
+
+def _fake_add_norm(x, branch, weight, bias, eps, dtype, x_dtype, branch_dtype):
+    total = torch.promote_types(x_dtype, branch_dtype)
+    return x.new_empty(x.shape, dtype=total), x.new_empty(x.shape, dtype=dtype)
+
+
+def _run_add_norm_backward(
+    dtotal: Tensor, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
+    x_dtype: torch.dtype, branch_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    with torch.cuda.device_of(total):
+        dx, dbranch, dw, db = launch_norm_grad(
+            dtotal.contiguous(), dy.contiguous(), total, weight, eps, bias is not None, x_dtype, branch_dtype
+        )
+    # An operator's results may not share memory.
+    return dx, dbranch.clone() if dbranch is dx else dbranch, dw.to(weight.dtype), db.to(weight.dtype)
+
+
+def _fake_add_norm_backward(dtotal, dy, total, weight, bias, eps, dtype, x_dtype, branch_dtype):
+    return (
+        *(total.new_empty(total.shape, dtype=dtype) for dtype in (x_dtype, branch_dtype)),
+        *(weight.new_empty(weight.shape) for _ in range(2)),
+    )
+
+
+def _run_gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        y = launch_mlp(*(matrix(tensor, x.dtype) for tensor in (x, fc1, fc2)))
+    return y.view(x.shape)
+
+
+def _fake_gated_mlp(x, fc1, fc2):
+    return x.new_empty(x.shape)
+
+
+def _run_gated_mlp_backward(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        dx, *grads = launch_mlp_grad(*(matrix(tensor, x.dtype) for tensor in (dy, x, fc1, fc2)))
+    return dx.view(x.shape), *(g.to(weight.dtype) for g, weight in zip(grads, (fc1, fc2), strict=True))
+
+
+def _fake_gated_mlp_backward(dy, x, fc1, fc2):
+    return x.new_empty(x.shape), fc1.new_empty(fc1.shape), fc2.new_empty(fc2.shape)
+
+
+def matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` with its last dimension and all others in one, dense and of `dtype`."""
+    return x.to(dtype).contiguous().view(-1, x.shape[-1])
+
+
 _bigla = _differentiable(_run_bigla, _fake_bigla, _run_bigla_backward, _fake_bigla_backward)
 _mixer = _differentiable(_run_mixer, _fake_mixer, _run_mixer_backward, _fake_mixer_backward)
 _conv = _differentiable(_run_depthwise_conv, _fake_conv, _run_conv_backward, _fake_conv_backward)
+_norm = _differentiable(_run_norm, _fake_norm, _run_norm_backward, _fake_norm_backward)
+_add_norm = _differentiable(
+    _run_add_norm,
+    _fake_add_norm,
+    _run_add_norm_backward,
+    _fake_add_norm_backward,
+    results=2,
+    keep=lambda tensors, outputs: (outputs[0], *tensors[2:]),
+)
+_gated_mlp = _differentiable(_run_gated_mlp, _fake_gated_mlp, _run_gated_mlp_backward, _fake_gated_mlp_backward)

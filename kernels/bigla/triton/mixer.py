@@ -14,7 +14,6 @@ are o and what BiGLA keeps; gate logits, norms and gates are computed again.
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -89,6 +88,11 @@ def heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1))
 
 
+def expand(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Gate logits (B, L, C). As a matrix: `F.linear` adds the bias to a view of three dimensions by a kernel of its own."""
+    return torch.addmm(bias, low.flatten(0, 1), weight.t()).unflatten(0, low.shape[:2])
+
+
 def launch_merge(
     o: Tensor, local: Tensor, gate: Tensor, bias: Tensor, norm: Tensor, local_norm: Tensor, eps: float, act: bool
 ) -> Tensor:
@@ -128,7 +132,7 @@ def launch_mixer(
     """y (B, L, dims), and for the backward o and what `launch_forward` returns besides it."""
     dims = local.shape[-1]
     q, k, v, gate, low = split(projected, dims)
-    logits = F.linear(low, decay_weight, decay_bias)
+    logits = expand(low, decay_weight, decay_bias)
     q, k, v, *logits = (heads(x, num_heads) for x in (q, k, v, *logits.chunk(2, -1)))
     o, *saved = launch_forward(q, k, v, *logits, q.shape[-1] ** -0.5, True, C, one)
     return launch_merge(o, local, gate, gate_bias, norm, local_norm, eps, act), o, *saved
@@ -142,14 +146,14 @@ def launch_mixer_grad(
     """Gradients of the seven tensors that `launch_mixer` got, in their order; those of the parameters in float32."""
     dims = local.shape[-1]
     q, k, v, gate, low = split(projected, dims)
-    logits = F.linear(low, decay_weight, decay_bias)
+    logits = expand(low, decay_weight, decay_bias)
     dprojected, dlogits = torch.empty_like(projected), torch.empty_like(logits)
     dq, dk, dv, dgate, dlow = split(dprojected, dims)
     do, dlocal, dnorm, dlocal_norm = launch_merge_grad(dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act)
     into = [heads(x, num_heads) for x in (dq, dk, dv, *dlogits.chunk(2, -1))]
     q, k, v, *logits = (heads(x, num_heads) for x in (q, k, v, *logits.chunk(2, -1)))
     launch_backward(do, q, k, v, *logits, state, total, hard, q.shape[-1] ** -0.5, True, C, one, into)
-    dlow.copy_(dlogits @ decay_weight)
+    torch.mm(dlogits.flatten(0, 1), decay_weight, out=dlow.flatten(0, 1))
     ddecay_weight = dlogits.flatten(0, 1).t() @ low.flatten(0, 1)
     sums = (x.sum((0, 1), dtype=torch.float32) for x in (dlogits, dgate))
     return dprojected, dlocal, ddecay_weight.float(), *sums, dnorm, dlocal_norm

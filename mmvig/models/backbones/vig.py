@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmvig.models.checkpoints import resize_pos_embed
-from mmvig.models.layers import Block, ConvNorm
+from mmvig.models.layers import Block, ConvNorm, RMSNorm
 from mmvig.registry import MODELS
 
 from .base import LinearBackbone, check_heads, init_linears, resolve_arch, resolve_out_indices
@@ -19,7 +19,7 @@ class ViGBlock(Block):
     """`Block` with RMSNorm (eps 1e-6) and an MLP width that is a multiple of 256."""
 
     def __init__(self, dims: int, num_heads: int, act: bool, drop_path: float) -> None:
-        super().__init__(dims, num_heads, partial(nn.RMSNorm, eps=1e-6), 256, act, drop_path)
+        super().__init__(dims, num_heads, partial(RMSNorm, eps=1e-6), 256, act, drop_path)
 
 
 @MODELS.register_module()

@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn as nn
 from torch import Tensor
 
-from mmvig.models.layers import Block, ConvNorm
+from mmvig.models.layers import Block, ConvNorm, LayerNorm
 from mmvig.registry import MODELS
 
 from .base import LinearBackbone, check_heads, init_linears, resolve_arch, resolve_out_indices
@@ -17,7 +17,7 @@ class ViGHBlock(Block):
     """`Block` with LayerNorm (eps 1e-5), no SiLUs in the mixer and an MLP width that is a multiple of 32."""
 
     def __init__(self, dims: int, num_heads: int, drop_path: float) -> None:
-        super().__init__(dims, num_heads, nn.LayerNorm, 32, drop_path=drop_path)
+        super().__init__(dims, num_heads, LayerNorm, 32, drop_path=drop_path)
 
 
 class ViGHStage(nn.Module):

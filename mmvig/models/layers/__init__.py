@@ -6,6 +6,7 @@ from .deformable_attention import DeformableAttention
 from .gated_mlp import GatedMLP
 from .interaction import ConvFFN, Extractor, Injector
 from .mixer import BiGLAMixer
+from .norm import LayerNorm, RMSNorm
 from .spatial_prior import SpatialPrior
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     'Extractor',
     'GatedMLP',
     'Injector',
+    'LayerNorm',
+    'RMSNorm',
     'SpatialPrior',
 ]

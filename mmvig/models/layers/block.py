@@ -8,6 +8,7 @@ from torchvision.ops import StochasticDepth
 
 from .gated_mlp import GatedMLP
 from .mixer import BiGLAMixer
+from .norm import LayerNorm, RMSNorm
 
 
 class Block(nn.Module):
@@ -16,7 +17,7 @@ class Block(nn.Module):
     Args:
         dims: channels C.
         num_heads: heads of the mixer.
-        norm_layer: makes a norm over the last axis from its width.
+        norm_layer: makes a norm of `mmvig.models.layers.norm` from its width.
         mlp_multiple: the hidden width of the MLP is rounded up to a multiple of this.
         act: use the SiLUs of the mixer.
         drop_path: chance in [0, 1) that training skips a branch for a sample.
@@ -26,7 +27,7 @@ class Block(nn.Module):
         self,
         dims: int,
         num_heads: int,
-        norm_layer: Callable[[int], nn.Module],
+        norm_layer: Callable[[int], LayerNorm | RMSNorm],
         mlp_multiple: int,
         act: bool = False,
         drop_path: float = 0.0,
@@ -40,5 +41,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        _, y = self.norm1.add(x, None)
+        x, y = self.norm2.add(x, self.drop_path(self.mixer(y)))
+        return x + self.drop_path(self.mlp(y))

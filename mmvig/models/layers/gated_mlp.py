@@ -1,8 +1,11 @@
 """The gated feed-forward network of both backbones (SwiGLU, arXiv 2002.05202)."""
 
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
+
+from bigla import gated_mlp
+
+from .norm import autocast_dtype
 
 
 class GatedMLP(nn.Module):
@@ -21,5 +24,4 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to (..., C)."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(F.silu(gate) * value)
+        return gated_mlp(x.to(autocast_dtype(x)), self.fc1.weight, self.fc2.weight)

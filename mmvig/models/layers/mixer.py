@@ -7,6 +7,8 @@ from torch import Tensor
 
 from bigla import bigla_mixer, depthwise_conv
 
+from .norm import autocast_dtype
+
 GATE_RANK = 16  # width of the low-rank projection that the gate logits come from
 
 
@@ -58,10 +60,3 @@ class BiGLAMixer(nn.Module):
             act=self.act,
         )
         return self.proj(y).unflatten(1, x.shape[1:3])
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type in which autocast, where it is on, would compute a product of `x`."""
-    if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(x.device.type):
-        return x.dtype
-    return torch.get_autocast_dtype(x.device.type)

@@ -1,0 +1,126 @@
+"""The residual sum and the norm that follows it, row by row in one pass, in Triton.
+
+Per row, with s = x + branch, m = mean s (0 in an RMSNorm), u = s - m and r = (mean u^2 + eps)^-1/2::
+
+    y = w u r + b
+    ds += r (w dy - [mean(w dy)] - u r mean(w dy u r))      dw = sum dy u r      db = sum dy
+
+with the bracket in a LayerNorm alone; dx = dbranch = ds. Means and r are computed again in the backward.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .primitives import block, ceil_div
+
+TILE = 2048  # elements a program holds of each tensor
+PROGRAMS = 1056  # of the gradient, each with one row of partial sums: eight to an H200's multiprocessor
+
+
+@triton.jit
+def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
+    """u r and r of rows `s`, which are 0 outside `inside`."""
+    if CENTER:
+        s = tl.where(inside, s - tl.sum(s, 1)[:, None] / C, 0.0)
+    r = tl.rsqrt(tl.sum(s * s, 1) / C + eps)[:, None]
+    return s * r, r
+
+
+@triton.jit(do_not_specialize=['N'])
+def norm_kernel(
+    x, branch, weight, bias, total, y, N, eps,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    """y, and with ADD the sum too."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, BC)
+    inside = (n < N)[:, None] & (c < C)[None, :]
+    at = n.to(tl.int64)[:, None] * C + c[None, :]
+    s = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        s = (s + tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
+        tl.store(total + at, s, mask=inside)
+        s = s.to(tl.float32)
+    s, r = standardize(s, inside, C, eps, CENTER)
+    s = s * tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    if CENTER:
+        s = s + tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(y + at, s.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=['N'])
+def norm_grad_kernel(
+    dtotal, dy, total, weight, dx, dbranch, parts, N, eps,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    """dx, with ADD dbranch too, and this program's sums of dw and db over the tiles of rows that it takes."""
+    c = tl.arange(0, BC)
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    dw = tl.zeros([BC], tl.float32)
+    db = tl.zeros([BC], tl.float32)
+    first = tl.program_id(0) * ROWS
+    while first < N:
+        n = first + tl.arange(0, ROWS)
+        inside = (n < N)[:, None] & (c < C)[None, :]
+        at = n.to(tl.int64)[:, None] * C + c[None, :]
+        u, r = standardize(tl.load(total + at, mask=inside, other=0.0).to(tl.float32), inside, C, eps, CENTER)
+        g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        dw += tl.sum(g * u, 0)
+        db += tl.sum(g, 0)
+        g = g * w
+        d = g - u * (tl.sum(g * u, 1)[:, None] / C)
+        if CENTER:
+            d = d - tl.sum(g, 1)[:, None] / C
+        d = d * r
+        if ADD:
+            d = d + tl.load(dtotal + at, mask=inside, other=0.0).to(tl.float32)
+            tl.store(dbranch + at, d.to(dbranch.dtype.element_ty), mask=inside)
+        tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
+        first += tl.num_programs(0) * ROWS
+    at_part = parts + tl.program_id(0).to(tl.int64) * (2 * C) + c
+    tl.store(at_part, dw, mask=c < C)
+    tl.store(at_part + C, db, mask=c < C)
+
+
+def tiles(C: int) -> dict[str, int]:
+    BC = block(C)
+    return dict(C=C, BC=BC, ROWS=max(1, TILE // BC), num_warps=4 if BC <= TILE else 8)
+
+
+def launch_norm(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The sum, of the wider dtype of x and branch, or x itself where there is no branch; and y of `dtype`."""
+    C = x.shape[-1]
+    N = x.numel() // C
+    total = x if branch is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    y = torch.empty_like(x, dtype=dtype)
+    tile = tiles(C)
+    if N:
+        norm_kernel[ceil_div(N, tile['ROWS']),](
+            x, x if branch is None else branch, weight, weight if bias is None else bias, total, y, N, eps,
+            ADD=branch is not None, CENTER=bias is not None, **tile,
+        )  # fmt: skip
+    return total, y
+
+
+def launch_norm_grad(
+    dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, eps: float, center: bool,
+    x_dtype: torch.dtype, branch_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx, dbranch (dx itself where there is none), and dw and db (C) in float32."""
+    C = total.shape[-1]
+    N = total.numel() // C
+    dx = torch.empty_like(total, dtype=x_dtype)
+    dbranch = dx if branch_dtype in (None, x_dtype) else torch.empty_like(total, dtype=branch_dtype)
+    tile = tiles(C)
+    programs = min(PROGRAMS, ceil_div(N, tile['ROWS']))
+    parts = total.new_empty(programs, 2, C, dtype=torch.float32)
+    if N:
+        norm_grad_kernel[programs,](
+            dy if dtotal is None else dtotal, dy, total, weight, dx, dbranch, parts, N, eps,
+            ADD=dtotal is not None, CENTER=center, **tile,
+        )  # fmt: skip
+    return dx, dbranch, parts[:, 0].sum(0), parts[:, 1].sum(0)
