@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import chunked, composed, reference
 
-__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'debug', 'depthwise_conv', 'gated_mlp']
+__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'conv_norm', 'debug', 'depthwise_conv', 'gated_mlp']
 
 _IMPLS = ('triton', 'chunked', 'reference')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -266,10 +266,82 @@ def add_norm(
     return (reference if chosen == 'reference' else composed).add_norm(*args)
 
 
+def conv_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    stride: int = 1,
+    eps: float = 1e-5,
+    act: str = '',
+    inner: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """A convolution with padding 1 on a channels-last grid, LayerNorm of its channels, and an activation behind.
+
+    Args:
+        x: (B, H, W, C), of any strides; float16, bfloat16, float32 or float64. A permuted (B, C, H, W) image costs no
+            copy with ``'triton'``.
+        weight: (D, C, n, n), as `torch.nn.Conv2d` has it, n at most H + 2 and W + 2.
+        bias: (D,). Parameters may have another dtype than x.
+        norm_weight: (D,).
+        norm_bias: (D,).
+        stride: Of the convolution; a side of m becomes ``(m + 2 - n) // stride + 1``.
+        eps: Added to the variance.
+        act: ``''``, ``'silu'`` or ``'gelu'``.
+        inner: The dtype of what is multiplied, x's when None.
+        dtype: Of y; inner when None.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        y (B, H', W', D).
+
+    Raises:
+        TypeError: An argument is no tensor, or a dtype is none of these.
+        ValueError: Shapes or devices do not agree, act or impl is unknown or impl does not serve the arguments.
+    """
+    parameters = {'weight': weight, 'bias': bias, 'norm_weight': norm_weight, 'norm_bias': norm_bias}
+    _validate_tensors({'x': x} | parameters)
+    _validate_impl(impl)
+    inner = inner or x.dtype
+    dtype = dtype or inner
+    for name, value in (('inner', inner), ('dtype', dtype)):
+        if value not in _DTYPES:
+            raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {value}')
+    if act not in ('', 'silu', 'gelu'):
+        raise ValueError(f"act must be '', 'silu' or 'gelu', got {act!r}")
+    if stride < 1:
+        raise ValueError(f'stride must be at least 1, got {stride}')
+    if x.ndim != 4:
+        raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
+    if weight.ndim != 4 or weight.shape[1] != x.shape[-1] or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f'weight must have shape (D, {x.shape[-1]}, n, n), got {tuple(weight.shape)}')
+    if min(x.shape[1:3]) + 2 < weight.shape[-1]:
+        raise ValueError(f'x must be at least {weight.shape[-1] - 2} high and wide, got shape {tuple(x.shape)}')
+    for name in ('bias', 'norm_weight', 'norm_bias'):
+        if parameters[name].shape != weight.shape[:1]:
+            raise ValueError(f'{name} must have shape {(weight.shape[0],)}, got {tuple(parameters[name].shape)}')
+
+    def unsupported(triton: ModuleType) -> str | None:
+        wide = next((n for n, t in (('inner', inner), ('dtype', dtype)) if t == torch.float64), None)
+        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
+
+    args = x, *parameters.values(), stride, eps, act, inner, dtype
+    chosen = _choose(impl, x, unsupported)
+    if chosen == 'triton':
+        from . import triton
+
+        return triton.conv_norm(*args)
+    return (reference if chosen == 'reference' else composed).conv_norm(*args)
+
+
 def gated_mlp(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, *, impl: str | None = None) -> Tensor:
     """The gated feed-forward network (SwiGLU, arXiv 2002.05202): y = W2 (SiLU(a) * b) with [a, b] = W1 x.
 
-    Neither [a, b] nor the product is kept for the backward.
+    ``'triton'`` keeps neither [a, b] nor the product for the backward, which computes them again.
 
     Args:
         x: (..., C); float16, bfloat16, float32 or float64.

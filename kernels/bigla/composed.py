@@ -53,6 +53,19 @@ def add_norm(
     return total, y.to(dtype)
 
 
+def conv_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float, act: str,
+    inner: torch.dtype, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.conv_norm` by the convolution that PyTorch has for the device, and its norm."""
+    with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+        x = x.to(inner).contiguous().permute(0, 3, 1, 2)  # (B, C, H, W) with channels-last strides, and so is p
+        p = F.conv2d(x, weight.to(inner), bias.to(inner), stride, 1).permute(0, 2, 3, 1)
+        wide = torch.promote_types(inner, torch.float32)
+        z = F.layer_norm(p.to(wide), norm_weight.shape, norm_weight.to(wide), norm_bias.to(wide), eps).to(dtype)
+        return getattr(F, act)(z) if act else z
+
+
 def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     """`api.gated_mlp` by two products and what is between them."""
     with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):

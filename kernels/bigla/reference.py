@@ -60,6 +60,25 @@ def add_norm(
     return total, (y if bias is None else y + bias).to(dtype)
 
 
+def conv_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float, act: str,
+    inner: torch.dtype, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.conv_norm` as a sum over the taps, in float32 or wider."""
+    wide = torch.promote_types(torch.promote_types(inner, weight.dtype), torch.float32)
+    side = weight.shape[-1]
+    with torch.autocast(x.device.type, enabled=False):
+        padded = F.pad(x.to(wide), (0, 0, 1, 1, 1, 1))
+        H, W = ((n - side) // stride * stride + 1 for n in padded.shape[1:3])
+        p = bias.to(wide) + sum(
+            padded[:, i : i + H : stride, j : j + W : stride] @ weight[:, :, i, j].to(wide).mT
+            for i in range(side)
+            for j in range(side)
+        )
+        z = add_norm(p, None, norm_weight, norm_bias, eps, wide)[1]
+        return {'': lambda z: z, 'silu': F.silu, 'gelu': F.gelu}[act](z).to(dtype)
+
+
 def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     """`api.gated_mlp` by its equations, in float32 or wider."""
     wide = torch.promote_types(torch.promote_types(x.dtype, fc1.dtype), torch.float32)

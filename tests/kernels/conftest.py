@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigla import bigla
+from bigla import add_norm, bigla, conv_norm, gated_mlp
 
 NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
 
@@ -59,6 +59,53 @@ def make_mixer() -> Callable[..., list[Tensor]]:
         return [x.to(dtype).requires_grad_() for x in tensors]
 
     return make
+
+
+def convolved(C: int, D: int, side: int, H: int, W: int, image: bool = False) -> list[Tensor]:
+    """The five tensors of `conv_norm` for two grids; those of an image are a view of (B, C, H, W)."""
+    x = torch.randn(2, C, H, W).permute(0, 2, 3, 1) if image else torch.randn(2, H, W, C)
+    return [x, torch.randn(D, C, side, side) / (side * C**0.5), *(torch.randn(D) for _ in range(3))]
+
+
+# What the fused functions around the mixer are tested on: the function, its tensors, its options.
+PARTS = {
+    'rms': (add_norm, lambda: [torch.randn(2, 3, 37, 96), torch.randn(2, 3, 37, 96), torch.randn(96)], {}),
+    'layer': (add_norm, lambda: [*torch.randn(2, 5, 40), *torch.randn(2, 40)], {}),
+    'layer alone': (add_norm, lambda: [torch.randn(300, 17), None, *torch.randn(2, 17)], {}),
+    'mlp': (gated_mlp, lambda: [torch.randn(2, 75, 48), torch.randn(256, 48), torch.randn(48, 128)], {}),
+    'odd mlp': (gated_mlp, lambda: [torch.randn(3, 11), torch.randn(14, 11), torch.randn(11, 7)], {}),
+    'image': (conv_norm, lambda: convolved(3, 24, 9, 31, 41, True), dict(stride=8, act='silu')),
+    'grid': (conv_norm, lambda: convolved(48, 96, 3, 10, 7), dict(stride=2, act='gelu')),
+    'one channel': (conv_norm, lambda: convolved(1, 8, 3, 9, 9), dict(stride=1)),
+    'wide grid': (conv_norm, lambda: convolved(6, 140, 3, 5, 8), dict(stride=2)),
+}
+
+
+@pytest.fixture(params=PARTS)
+def part(request) -> tuple[Callable, list[Tensor | None]]:
+    """A fused function, `fn(*tensors, impl=...)` giving a tuple, and its tensors in float32."""
+    fn, make, options = PARTS[request.param]
+    torch.manual_seed(0)
+
+    def call(*tensors: Tensor | None, impl: str | None = None, **more) -> tuple[Tensor, ...]:
+        out = fn(*tensors, **options, **more, impl=impl)
+        return out if isinstance(out, tuple) else (out,)
+
+    return call, make()
+
+
+@pytest.fixture
+def derive() -> Callable[..., list[Tensor]]:
+    """`derive(fn, tensors)` gives the results and the gradients of all tensors under fixed gradients of the results."""
+
+    def derive(fn: Callable, tensors: list[Tensor | None]) -> list[Tensor]:
+        tensors = [x if x is None else x.detach().requires_grad_() for x in tensors]
+        out = fn(*tensors)
+        rng = torch.Generator().manual_seed(1)
+        grads = [torch.randn(y.shape, generator=rng, dtype=torch.float64).to(y) for y in out]
+        return [*(y.detach() for y in out), *torch.autograd.grad(out, [x for x in tensors if x is not None], grads)]
+
+    return derive
 
 
 @pytest.fixture

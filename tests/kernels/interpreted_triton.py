@@ -294,6 +294,77 @@ def test_mixer_and_conv_in_graphs(make_mixer):
     agree(gradients(compiled, args), gradients(step, args), 1e-6)
 
 
+def test_block_parts(part, derive):
+    fn, tensors = part
+    wide = [x if x is None else x.double() for x in tensors]
+    got = derive(lambda *x: fn(*x, impl='triton'), tensors)
+    agree(got, derive(lambda *x: fn(*x, impl='reference'), wide), 1e-6)
+
+
+def test_block_parts_in_half_precision(part, derive):
+    fn, tensors = part
+    half = [x if x is None or i > 1 or x.ndim < 2 else x.half() for i, x in enumerate(tensors)]
+    got = derive(lambda *x: fn(*x, impl='triton'), half)
+    want = derive(lambda *x: fn(*x, impl='reference'), [x if x is None else x.double() for x in half])
+    assert all(a.dtype == x.dtype for a, x in zip(got[::-1], [x for x in half if x is not None][::-1]))
+    agree(got, want, 3e-3)
+
+
+def test_block_parts_in_graphs(part, derive):
+    """As operators: whole graphs for any size, the same numbers, no second derivative."""
+    fn, tensors = part
+    torch._dynamo.reset()  # all parts are one function to its limit of recompilations
+    compiled = torch.compile(lambda *x: fn(*x, impl='triton'), fullgraph=True, backend='aot_eager', dynamic=True)
+    for a, b in zip(derive(compiled, tensors), derive(lambda *x: fn(*x, impl='triton'), tensors), strict=True):
+        torch.testing.assert_close(a, b)
+    tensors = [x if x is None else x.detach().requires_grad_() for x in tensors]
+    grads = torch.autograd.grad(sum(y.sum() for y in fn(*tensors, impl='triton')), tensors[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="impl='chunked'"):
+        grads[0].sum().backward()
+
+
+def test_block_parts_as_operators():
+    ops, check = torch.ops.bigla, torch.library.opcheck
+    x, branch, weight, bias = *torch.randn(2, 5, 8), *torch.randn(2, 8)
+    half = torch.float16
+    check(ops.norm, (x.requires_grad_(), weight, None, 1e-6, half))
+    check(ops.norm_backward, (x.detach().half(), x.detach(), weight, bias, 1e-6, half))
+    types = half, torch.float32, half
+    check(ops.add_norm, (x, branch.half().requires_grad_(), weight.requires_grad_(), bias, 1e-6, *types))
+    tensors = x.detach(), x.detach().half(), x.detach(), weight.detach(), bias
+    check(ops.add_norm_backward, (*tensors, 1e-6, *types))
+    fc1, fc2 = torch.randn(6, 8), torch.randn(8, 3)
+    check(ops.gated_mlp, (x, fc1.requires_grad_(), fc2))
+    check(ops.gated_mlp_backward, (x.detach(), x.detach(), fc1.detach(), fc2))
+    image, taps, vectors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3), torch.randn(3, 4).unbind()
+    options = 2, 1e-5, 'gelu', torch.float32, torch.float32
+    check(ops.conv_norm, (image, taps.requires_grad_(), *vectors, *options, False))
+    y = ops.conv_norm(image, taps.detach(), *vectors, *options, True)
+    check(ops.conv_norm_backward, (y, image, taps.detach(), *vectors, *options, True))
+
+
+def test_what_no_gradient_is_asked_for():
+    """An image gets none, nor do frozen parameters; the others' stay as they are."""
+    image, taps, *vectors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3), *torch.randn(3, 4)
+    vectors = [x.requires_grad_() for x in vectors]
+    kernels.conv_norm(image, taps, *vectors, 2, 1e-5, '', torch.float32, torch.float32).sum().backward()
+    assert image.grad is None and taps.grad is None and all(x.grad is not None for x in vectors)
+
+
+def test_longer_chunks_without_gradients(make_inputs, monkeypatch):
+    """The forward alone may take chunks of another length: the same numbers."""
+    cfg = primitives.TABLE[torch.float32][16]
+    monkeypatch.setitem(primitives.ALONE, (torch.float32, 16), cfg._replace(C=2 * cfg.C))
+    inputs = make_inputs(1, 150, 1, 16, 8, gates='mixed', dtype=torch.float32)
+    lengths = []
+    launch = kernels.launch_forward
+    monkeypatch.setattr(kernels, 'launch_forward', lambda *a: (lengths.append(a[-2]), launch(*a))[1])
+    with torch.no_grad():
+        alone = ours(*inputs)
+    torch.testing.assert_close(alone, ours(*inputs))
+    assert lengths == [2 * cfg.C, cfg.C]
+
+
 @pytest.mark.timeout(7200)
 @settings(
     max_examples=int(os.environ.get('BIGLA_CASES', '25')),

@@ -19,7 +19,10 @@ from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
 from bigla.triton.mixer import launch_merge, launch_merge_grad  # noqa: E402
-from bigla.triton.primitives import TABLE, chunk_size  # noqa: E402
+from bigla.triton.mlp import launch_swiglu  # noqa: E402
+from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
+from bigla.triton.primitives import ALONE, TABLE, chunk_size  # noqa: E402
+from bigla.triton.stem import launch_conv_norm  # noqa: E402
 
 BF16 = torch.bfloat16
 # Bytes of shared memory that a block may have.
@@ -166,6 +169,42 @@ def test_around_the_operator(arch, compiled, tmp_path):
     for _, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024
         assert code(kernel, tmp_path, 1).stack == 0
+
+
+@pytest.mark.parametrize('arch', SHARED)
+def test_block_parts(arch, compiled, tmp_path):
+    """The norms', the MLP's and the stem's kernels compile for every GPU, without spills in half precision."""
+    compiled.target(arch)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device='meta')
+
+    for C, H in ((96, 256), (192, 512)):
+        x, y = empty(1000, C), empty(1000, C, dtype=BF16)
+        launch_norm(x, y, empty(C), empty(C), 1e-5, BF16)
+        launch_norm_grad(x, y, x, empty(C), empty(C), 1e-5, torch.float32, BF16)
+        launch_swiglu(y, empty(2 * H, C, dtype=BF16))
+        launch_swiglu(y, empty(2 * H, C, dtype=BF16), empty(1000, H, dtype=BF16))
+    image, vectors = empty(2, 3, 90, 70).permute(0, 2, 3, 1), [empty(96)] * 3
+    launch_conv_norm(image, empty(96, 3, 9, 9), *vectors, 8, 1e-5, 'silu', BF16, BF16)
+    vectors = [empty(48)] * 3
+    launch_conv_norm(image, empty(48, 3, 3, 3), *vectors, 2, 1e-5, 'gelu', BF16, BF16)
+    launch_conv_norm(empty(2, 45, 35, 96, dtype=BF16), empty(48, 96, 3, 3), *vectors, 2, 1e-5, '', BF16, torch.float32)
+    assert len(compiled.launched) == 11
+    for name, kernel in compiled.launched:
+        assert kernel.metadata.shared <= SHARED[arch] * 1024, name
+        assert code(kernel, tmp_path, 1).stack == 0, name
+
+
+@pytest.mark.parametrize('dtype, width', ALONE, ids=str)
+def test_forward_alone(dtype, width, compiled, tmp_path):
+    """What runs without gradients: no wgmma, no spills but in the exact kernel."""
+    compiled.target(90)
+    q, v = (torch.empty(2, 1000, 3, n, dtype=dtype, device='meta') for n in (width, 2 * width))
+    launch_forward(q, q, v, q, q, 1.0, False, chunk_size(1000, width, dtype, alone=True), False)
+    for name, kernel in compiled.launched:
+        assert 'wgmma' not in kernel.asm['ptx'], name
+        assert name == 'exact_out_kernel' or code(kernel, tmp_path, 1).stack == 0, name
 
 
 def test_unsupported_on_cpu():

@@ -1,4 +1,4 @@
-"""The same training by two implementations of the mixer: the curves of the loss and the models agree."""
+"""The same training by two implementations of the fused functions: the curves of the loss and the models agree."""
 
 from functools import partial
 
@@ -9,15 +9,17 @@ import torch.nn.functional as F
 import bigla
 import mmvig  # noqa: F401
 from mmvig.models import ViG
-from mmvig.models.layers import mixer
+from mmvig.models.layers import conv_norm, gated_mlp, mixer, norm
 
 ARCH = dict(embed_dims=64, depth=2, num_heads=2, act=True, drop_path_rate=0.0)
 
 
 def train(impl: str, device: str, steps: int, monkeypatch, autocast: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of each step, and all parameters at the end, of fitting eight images to random directions."""
-    for name in ('bigla_mixer', 'depthwise_conv'):
-        monkeypatch.setattr(mixer, name, partial(getattr(bigla, name), impl=impl))
+    names = {mixer: ('bigla_mixer', 'depthwise_conv'), norm: ('add_norm',), conv_norm: ('conv_norm',)}
+    for module, functions in (names | {gated_mlp: ('gated_mlp',)}).items():
+        for name in functions:
+            monkeypatch.setattr(module, name, partial(getattr(bigla, name), impl=impl))
     torch.manual_seed(0)
     model = ViG(arch=ARCH, img_size=96).to(device)
     model.init_weights()

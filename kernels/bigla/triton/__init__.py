@@ -19,8 +19,9 @@ from .mixer import launch_mixer, launch_mixer_grad
 from .mlp import launch_mlp, launch_mlp_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, chunk_size
+from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
 
-__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'depthwise_conv', 'gated_mlp', 'unsupported', 'unsupported_tensor']
+__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'conv_norm', 'depthwise_conv', 'gated_mlp', 'unsupported', 'unsupported_tensor']
 
 
 def bigla(
@@ -104,6 +105,15 @@ def add_norm(
     return _add_norm(x, branch, weight, bias, eps, dtype, x.dtype, branch.dtype)
 
 
+def conv_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float, act: str,
+    inner: torch.dtype, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.conv_norm` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
+    needs_dx = torch.is_grad_enabled() and x.requires_grad
+    return _conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, needs_dx)
+
+
 def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     """`api.gated_mlp` with the first product by a Triton kernel, for an x that :func:`unsupported_tensor` takes."""
     return _gated_mlp(x, fc1, fc2)
@@ -149,7 +159,7 @@ def _differentiable(
 
     def save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
         ctx.options = inputs[count:]
-        ctx.given = [x is not None for x in inputs[:count]]
+        ctx.given = [x is not None and x.requires_grad for x in inputs[:count]]
         ctx.save_for_backward(*keep(inputs[:count], outputs))
 
     def setup_context(ctx, inputs: tuple, output: Any) -> None:
@@ -298,7 +308,7 @@ def _run_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.cuda.device_of(x):
         dx, _, dw, db = launch_norm_grad(
-            None, dy.contiguous(), x.contiguous(), weight, eps, bias is not None, x.dtype, None
+            None, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None
         )
     return dx, dw.to(weight.dtype), db.to(weight.dtype)
 
@@ -326,7 +336,7 @@ def _run_add_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(total):
         dx, dbranch, dw, db = launch_norm_grad(
-            dtotal.contiguous(), dy.contiguous(), total, weight, eps, bias is not None, x_dtype, branch_dtype
+            dtotal.contiguous(), dy.contiguous(), total, weight, bias, eps, x_dtype, branch_dtype
         )
     # An operator's results may not share memory.
     return dx, dbranch.clone() if dbranch is dx else dbranch, dw.to(weight.dtype), db.to(weight.dtype)
@@ -337,6 +347,37 @@ def _fake_add_norm_backward(dtotal, dy, total, weight, bias, eps, dtype, x_dtype
         *(total.new_empty(total.shape, dtype=dtype) for dtype in (x_dtype, branch_dtype)),
         *(weight.new_empty(weight.shape) for _ in range(2)),
     )
+
+
+def _run_conv_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float, act: str,
+    inner: torch.dtype, dtype: torch.dtype, needs_dx: bool,
+) -> Tensor:  # fmt: skip
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        return launch_conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype)
+
+
+def _fake_conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, needs_dx):
+    H, W = (out_side(side, weight.shape[-1], stride) for side in x.shape[1:3])
+    return x.new_empty(x.shape[0], H, W, weight.shape[0], dtype=dtype)
+
+
+def _run_conv_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int,
+    eps: float, act: str, inner: torch.dtype, dtype: torch.dtype, needs_dx: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    parameters = weight, bias, norm_weight, norm_bias
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        dx, *grads = launch_conv_norm_grad(dy, x, *parameters, stride, eps, act, inner, needs_dx)
+    dx = x.new_empty(0) if dx is None else dx.contiguous()
+    return dx, *(g.to(parameter.dtype).contiguous() for g, parameter in zip(grads, parameters, strict=True))
+
+
+def _fake_conv_norm_backward(
+    dy, x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, needs_dx
+):  # fmt: skip
+    dx = x.new_empty(x.shape if needs_dx else 0)
+    return dx, *(parameter.new_empty(parameter.shape) for parameter in (weight, bias, norm_weight, norm_bias))
 
 
 def _run_gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
@@ -376,4 +417,5 @@ _add_norm = _differentiable(
     results=2,
     keep=lambda tensors, outputs: (outputs[0], *tensors[2:]),
 )
+_conv_norm = _differentiable(_run_conv_norm, _fake_conv_norm, _run_conv_norm_backward, _fake_conv_norm_backward)
 _gated_mlp = _differentiable(_run_gated_mlp, _fake_gated_mlp, _run_gated_mlp_backward, _fake_gated_mlp_backward)

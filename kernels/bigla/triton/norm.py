@@ -2,10 +2,10 @@
 
 Per row, with s = x + branch, m = mean s (0 in an RMSNorm), u = s - m and r = (mean u^2 + eps)^-1/2::
 
-    y = w u r + b
-    ds += r (w dy - [mean(w dy)] - u r mean(w dy u r))      dw = sum dy u r      db = sum dy
+    z = w u r + b      y = SiLU(z), GELU(z) or z      dz = dy y'(z)
+    ds += r (w dz - [mean(w dz)] - u r mean(w dz u r))      dw = sum dz u r      db = sum dz
 
-with the bracket in a LayerNorm alone; dx = dbranch = ds. Means and r are computed again in the backward.
+with the bracket in a LayerNorm alone; dx = dbranch = ds. Means, r and z are computed again in the backward.
 """
 
 import torch
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .conv import sigmoid
 from .primitives import block, ceil_div
 
 TILE = 2048  # elements a program holds of each tensor
@@ -28,10 +29,30 @@ def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
     return s * r, r
 
 
+@triton.jit
+def activate(z, ACT: tl.constexpr):
+    if ACT == 'silu':
+        z = z * sigmoid(z)
+    elif ACT == 'gelu':
+        z = z * 0.5 * (1 + tl.erf(z * 0.7071067811865476))
+    return z
+
+
+@triton.jit
+def activate_grad(dy, z, ACT: tl.constexpr):
+    """Gradient of z from that of `activate(z)`."""
+    if ACT == 'silu':
+        s = sigmoid(z)
+        dy = dy * s * (1 + z * (1 - s))
+    elif ACT == 'gelu':
+        dy = dy * (0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z))
+    return dy
+
+
 @triton.jit(do_not_specialize=['N'])
 def norm_kernel(
     x, branch, weight, bias, total, y, N, eps,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """y, and with ADD the sum too."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -47,13 +68,13 @@ def norm_kernel(
     s = s * tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if CENTER:
         s = s + tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + at, s.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, activate(s, ACT).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=['N'])
 def norm_grad_kernel(
-    dtotal, dy, total, weight, dx, dbranch, parts, N, eps,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr,
+    dtotal, dy, total, weight, bias, dx, dbranch, parts, N, eps,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """dx, with ADD dbranch too, and this program's sums of dw and db over the tiles of rows that it takes."""
     c = tl.arange(0, BC)
@@ -67,6 +88,11 @@ def norm_grad_kernel(
         at = n.to(tl.int64)[:, None] * C + c[None, :]
         u, r = standardize(tl.load(total + at, mask=inside, other=0.0).to(tl.float32), inside, C, eps, CENTER)
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        if ACT != '':
+            z = u * w
+            if CENTER:
+                z = z + tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+            g = activate_grad(g, z, ACT)
         dw += tl.sum(g * u, 0)
         db += tl.sum(g, 0)
         g = g * w
@@ -90,8 +116,9 @@ def tiles(C: int) -> dict[str, int]:
 
 
 def launch_norm(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
+    act: str = '',
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum, of the wider dtype of x and branch, or x itself where there is no branch; and y of `dtype`."""
     C = x.shape[-1]
     N = x.numel() // C
@@ -101,14 +128,14 @@ def launch_norm(
     if N:
         norm_kernel[ceil_div(N, tile['ROWS']),](
             x, x if branch is None else branch, weight, weight if bias is None else bias, total, y, N, eps,
-            ADD=branch is not None, CENTER=bias is not None, **tile,
+            ADD=branch is not None, CENTER=bias is not None, ACT=act, **tile,
         )  # fmt: skip
     return total, y
 
 
 def launch_norm_grad(
-    dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, eps: float, center: bool,
-    x_dtype: torch.dtype, branch_dtype: torch.dtype | None,
+    dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
+    x_dtype: torch.dtype, branch_dtype: torch.dtype | None, act: str = '',
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dbranch (dx itself where there is none), and dw and db (C) in float32."""
     C = total.shape[-1]
@@ -120,7 +147,7 @@ def launch_norm_grad(
     parts = total.new_empty(programs, 2, C, dtype=torch.float32)
     if N:
         norm_grad_kernel[programs,](
-            dy if dtotal is None else dtotal, dy, total, weight, dx, dbranch, parts, N, eps,
-            ADD=dtotal is not None, CENTER=center, **tile,
+            dy if dtotal is None else dtotal, dy, total, weight, weight if bias is None else bias, dx, dbranch, parts,
+            N, eps, ADD=dtotal is not None, CENTER=bias is not None, ACT=act, **tile,
         )  # fmt: skip
     return dx, dbranch, parts[:, 0].sum(0), parts[:, 1].sum(0)

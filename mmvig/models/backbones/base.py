@@ -113,7 +113,7 @@ class LinearBackbone(BaseModule):
         return block(*inputs)
 
     def tokens(self, image: Tensor) -> Tensor:
-        """Checks (B, C, H, W) and returns it as (B, H, W, C), dense in that order.
+        """Checks (B, C, H, W) and returns it as (B, H, W, C), a view.
 
         Raises:
             ValueError: not four axes, another number of channels, or a side below `min_size`.
@@ -126,7 +126,7 @@ class LinearBackbone(BaseModule):
                 f'{name} needs images of at least {self.min_size} x {self.min_size} pixels, got '
                 f'{image.shape[2]} x {image.shape[3]}: its stem has nothing left of them; resize or pad the input'
             )
-        return image.permute(0, 2, 3, 1).contiguous()
+        return image.permute(0, 2, 3, 1)
 
 
 def init_linears(module: nn.Module, init_weight) -> None:

@@ -82,14 +82,16 @@ class ViG(LinearBackbone):
         super().__init__(out_indices, frozen_stages, norm_eval, with_cp, pretrained, init_cfg)
 
         self.stem = nn.Sequential(
-            ConvNorm(in_channels, dims // 2, kernel_size=9, stride=8), nn.SiLU(), ConvNorm(dims // 2, dims)
+            ConvNorm(in_channels, dims // 2, kernel_size=9, stride=8, act='silu'),
+            nn.Identity(),  # so that parameters keep the names that they had with the activation here
+            ConvNorm(dims // 2, dims),
         )
         self.pos_embed = nn.Parameter(torch.empty(1, *self.grid(img_size), dims))
         drop_path_rate = arch['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         rates = np.linspace(0, drop_path_rate, depth)[: out_indices[-1] + 1].tolist()
         self.blocks = nn.ModuleList(ViGBlock(dims, arch['num_heads'], arch['act'], rate) for rate in rates)
         for i in out_indices:
-            self.add_module(f'norm{i}', nn.RMSNorm(dims, eps=1e-6))
+            self.add_module(f'norm{i}', RMSNorm(dims, eps=1e-6))
         self.out_channels = (dims,) * len(out_indices)
         self.out_strides = (16,) * len(out_indices)
         self.reset_parameters()

@@ -146,7 +146,7 @@ class ViGAdapter(ViG):
         """Maps images (B, in_channels, H, W) to one (B, C, ceil(H/s), ceil(W/s)) per output, s = 4, 8, 16, 32."""
         x = self.tokens(x)
         height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -width % 32, 0, -height % 32))
+        x = F.pad(x, (0, 0, 0, -width % 32, 0, -height % 32)).contiguous()  # channels last, for the convolutions
         finest, *maps = self.spatial_prior(x.permute(0, 3, 1, 2))
         grids = [tuple(level.shape[2:]) for level in maps]
         pyramid = torch.cat([level.flatten(2).mT + embed for level, embed in zip(maps, self.level_embed)], dim=1)

@@ -92,7 +92,9 @@ class ViGH(LinearBackbone):
         super().__init__(out_indices, frozen_stages, norm_eval, with_cp, pretrained, init_cfg)
 
         self.stem = nn.Sequential(
-            ConvNorm(in_channels, embed_dims[0] // 2), nn.GELU(), ConvNorm(embed_dims[0] // 2, embed_dims[0])
+            ConvNorm(in_channels, embed_dims[0] // 2, act='gelu'),
+            nn.Identity(),  # so that parameters keep the names that they had with the activation here
+            ConvNorm(embed_dims[0] // 2, embed_dims[0]),
         )
         drop_path_rate = arch['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
@@ -103,7 +105,7 @@ class ViGH(LinearBackbone):
             for i in range(out_indices[-1] + 1)
         )
         for i in out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(embed_dims[i]))
+            self.add_module(f'norm{i}', LayerNorm(embed_dims[i]))
         self.out_channels = tuple(embed_dims[i] for i in out_indices)
         self.out_strides = tuple(4 * 2**i for i in out_indices)
         self.reset_parameters()

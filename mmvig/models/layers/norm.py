@@ -12,6 +12,10 @@ __all__ = ['LayerNorm', 'RMSNorm', 'autocast_dtype']
 class LayerNorm(nn.LayerNorm):
     """PyTorch's LayerNorm over the last axis, with `add`."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., C) to (..., C), of x's type."""
+        return add_norm(x, None, self.weight, self.bias, eps=self.eps)[1]
+
     def add(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """x + branch, or x where there is no branch, and the norm of that; (..., C) each.
 
@@ -22,6 +26,10 @@ class LayerNorm(nn.LayerNorm):
 
 class RMSNorm(nn.RMSNorm):
     """PyTorch's RMSNorm over the last axis, with `add`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., C) to (..., C), of x's type."""
+        return add_norm(x, None, self.weight, eps=self.eps)[1]
 
     def add(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """As `LayerNorm.add`."""

@@ -1,9 +1,9 @@
-"""The fused mixer and the convolution on a GPU: accuracy, the same bits every time, how PyTorch takes them."""
+"""The fused functions of a block on a GPU: accuracy, the same bits every time, how PyTorch takes them."""
 
 import pytest
 import torch
 
-from bigla import bigla_mixer, depthwise_conv
+from bigla import add_norm, bigla_mixer, conv_norm, depthwise_conv, gated_mlp
 
 pytestmark = pytest.mark.gpu
 
@@ -52,6 +52,52 @@ def test_conv(shape, act, dtype):
 def test_mixer(B, L, dims, num_heads, act, dtype, make_mixer):
     args = on_gpu(make_mixer(B, L, dims, num_heads, 16), dtype)
     check(lambda *a, impl: bigla_mixer(*a, num_heads=num_heads, act=act, impl=impl), args, dtype, 2)
+
+
+@DTYPES
+def test_parts(part, dtype, derive):
+    """As `check`, for the norms, the MLP and the strided convolutions; parameters in float32."""
+    fn, tensors = part
+    tensors = [x if x is None else x.to('cuda', dtype if i < 2 and x.ndim > 1 else None) for i, x in enumerate(tensors)]
+    wide = [x if x is None else x.double() for x in tensors]
+    want = derive(lambda *x: fn(*x, impl='reference'), wide)
+    got, peer = (derive(lambda *x, impl=impl: fn(*x, impl=impl), tensors) for impl in ('triton', 'chunked'))
+    for i, (a, b, c) in enumerate(zip(got, peer, want, strict=True)):
+        assert a.isfinite().all()
+        mine, theirs = ((x.double() - c).norm() / c.norm() for x in (a, b))
+        assert mine <= 2 * theirs + 2 * ROUNDING[dtype], (i, mine, theirs)
+
+
+def block(x, branch, image, taps, fc1, fc2, *vectors):
+    """What surrounds the mixer at the sizes of ViG-T, thousands of tokens."""
+    x, y = add_norm(x, branch, vectors[0], dtype=torch.bfloat16)
+    y = gated_mlp(y, fc1, fc2)
+    z = conv_norm(image, taps, *vectors[:3], stride=8, act='silu', inner=torch.bfloat16)
+    return add_norm(x, y, vectors[1], vectors[2], dtype=torch.bfloat16)[1].sum() + z.sum(), x, y
+
+
+def test_a_thousand_launches_of_the_parts(derive):
+    """The same bits: the products go by Hopper's wgmma."""
+    torch.manual_seed(0)
+    shapes = (4000, 192), (4000, 192), (2, 320, 328, 3), (192, 3, 9, 9), (1024, 192), (192, 512), *[(192,)] * 3
+    tensors = [torch.randn(s, device='cuda') / (s[-1] if len(s) == 2 else 1) ** 0.5 for s in shapes]
+    tensors[1] = tensors[1].bfloat16()
+    want = derive(block, tensors)
+    differ = torch.zeros(len(want), dtype=torch.int64, device='cuda')
+    for _ in range(1000):
+        differ += torch.stack([(a != b).any() for a, b in zip(derive(block, tensors), want)])
+    assert not differ.any(), differ
+
+
+def test_compile_the_parts(part, derive):
+    fn, tensors = part
+    tensors = [x if x is None else x.cuda() for x in tensors]
+    torch._dynamo.reset()
+    for dynamic in (False, True):
+        compiled = torch.compile(lambda *x: fn(*x, impl='triton'), fullgraph=True, dynamic=dynamic)
+        for a, b in zip(derive(compiled, tensors), derive(lambda *x: fn(*x, impl='triton'), tensors)):
+            assert a.stride() == b.stride()
+            torch.testing.assert_close(a, b)
 
 
 def mix(x, weight, *args):

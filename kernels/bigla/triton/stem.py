@@ -1,0 +1,122 @@
+"""A strided convolution and the LayerNorm and activation behind it, in Triton: how an image becomes tokens.
+
+With p = conv(x) + bias, z = LayerNorm(p) and y = SiLU(z), GELU(z) or z. What is narrow enough for a program to hold
+whole tokens is one kernel, an implicit matrix product whose columns are taps and channels; elsewhere PyTorch's
+convolution comes before the norm's kernel. The backward computes p again.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .norm import activate, launch_norm, launch_norm_grad, standardize
+from .primitives import INTERPRETED, ceil_div
+
+WIDEST = 128  # channels of tokens that a program can hold
+TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
+
+
+@triton.jit(do_not_specialize=['M', 'H', 'W', 'HO', 'WO'])
+def conv_norm_kernel(
+    x, weight, bias, norm_weight, norm_bias, y, x_s, M, H, W, HO, WO, eps,
+    C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    BK: tl.constexpr, PITCH: tl.constexpr, LAST: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """BM tokens of y, or of p without NORM.
+
+    The weights are a matrix of D rows PITCH apart, which is a multiple of BK, with zeros at their ends. LAST: channels
+    are dense in x, and the weights' fastest dimension, too.
+    """
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    b, h, w = m // (HO * WO), m // WO % HO * STRIDE - 1, m % WO * STRIDE - 1
+    d = tl.arange(0, BD)
+    at = x + b.to(tl.int64) * x_s[0]
+    p = tl.zeros([BM, BD], tl.float32)
+    for k0 in tl.range(0, SIDE * SIDE * C, BK):
+        k = k0 + tl.arange(0, BK)
+        if LAST:
+            i, j, c = k // (SIDE * C), k // C % SIDE, k % C
+            shift = c
+        else:
+            i, j, c = k // SIDE % SIDE, k % SIDE, k // (SIDE * SIDE)
+            shift = c * x_s[3]
+        row, column = h[:, None] + i[None, :], w[:, None] + j[None, :]
+        inside = (m < M)[:, None] & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+        inside = inside & (k < SIDE * SIDE * C)[None, :]
+        part = tl.load(at[:, None] + row * x_s[1] + column * x_s[2] + shift[None, :], mask=inside, other=0.0)
+        taps = tl.load(weight + d[None, :] * PITCH + k[:, None], mask=(d < D)[None, :], other=0.0)
+        p = tl.dot(part.to(taps.dtype), taps, p, input_precision=PREC)
+    inside = (m < M)[:, None] & (d < D)[None, :]
+    p += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    if NORM:
+        p, _ = standardize(p, inside, D, eps, True)
+        p = p * tl.load(norm_weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        p = activate(p + tl.load(norm_bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :], ACT)
+    tl.store(y + m.to(tl.int64)[:, None] * D + d[None, :], p.to(y.dtype.element_ty), mask=inside)
+
+
+def out_side(side: int, kernel: int, stride: int) -> int:
+    return (side + 2 - kernel) // stride + 1
+
+
+def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, H, W, C) as PyTorch's convolutions like it best: (B, C, H, W), with its channels dense."""
+    return x.to(dtype).contiguous().permute(0, 3, 1, 2)
+
+
+def launch_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float,
+    act: str, inner: torch.dtype, dtype: torch.dtype, norm: bool,
+) -> Tensor:  # fmt: skip
+    """y of `dtype`, or p without `norm`, by the one kernel."""
+    B, H, W, C = x.shape
+    D, side = weight.shape[0], weight.shape[-1]
+    HO, WO = out_side(H, side, stride), out_side(W, side, stride)
+    y = x.new_empty(B, HO, WO, D, dtype=dtype)
+    M = B * HO * WO
+    last = x.stride(-1) == 1 and C > 1
+    weight = (weight.permute(0, 2, 3, 1) if last else weight).to(inner).flatten(1)
+    weight = F.pad(weight, (0, -weight.shape[1] % TAPS)).contiguous()
+    if M:
+        conv_norm_kernel[ceil_div(M, TOKENS),](
+            x, weight, bias, norm_weight, norm_bias, y, x.stride(), M, H, W, HO, WO, eps,
+            C=C, D=D, SIDE=side, STRIDE=stride, BM=TOKENS, BD=max(16, 1 << (D - 1).bit_length()),
+            BK=TAPS, PITCH=weight.shape[1], LAST=last, NORM=norm, ACT=act, num_stages=STAGES,
+            PREC='ieee' if INTERPRETED or inner != torch.float32 else 'tf32x3', num_warps=WARPS,
+        )  # fmt: skip
+    return y
+
+
+def launch_conv_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float,
+    act: str, inner: torch.dtype, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """y (B, HO, WO, D) of `dtype` from x (B, H, W, C) of any strides; products are those of `inner`."""
+    if weight.shape[0] <= WIDEST:
+        return launch_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, True)
+    return launch_norm(plain_conv(x, weight, bias, stride, inner), None, norm_weight, norm_bias, eps, dtype, act)[1]
+
+
+def plain_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, inner: torch.dtype) -> Tensor:
+    """p (B, HO, WO, D) by PyTorch."""
+    p = torch.conv2d(channels_last(x, inner), weight.to(inner), bias.to(inner), stride, 1)
+    return p.permute(0, 2, 3, 1).contiguous()
+
+
+def launch_conv_norm_grad(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int,
+    eps: float, act: str, inner: torch.dtype, needs_dx: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of the five tensors that `launch_conv_norm` got; x's None unless `needs_dx`."""
+    if weight.shape[0] <= WIDEST:
+        p = launch_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
+    else:
+        p = plain_conv(x, weight, bias, stride, inner)
+    dp, _, *dnorm = launch_norm_grad(None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)
+    dx, dweight, dbias = torch.ops.aten.convolution_backward(
+        dp.permute(0, 3, 1, 2), channels_last(x, inner), weight.to(inner), [weight.shape[0]],
+        [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, True],
+    )  # fmt: skip
+    return None if dx is None else dx.permute(0, 2, 3, 1).to(x.dtype), dweight, dbias, *dnorm

@@ -1,0 +1,103 @@
+"""The functions around the mixer: the norm with its residual sum, the gated MLP, the strided convolution with its norm."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bigla import add_norm, conv_norm, gated_mlp
+
+
+def double(tensors):
+    return [x if x is None else x.double() for x in tensors]
+
+
+def test_forms_agree(part, derive):
+    fn, tensors = part
+    want = derive(lambda *x: fn(*x, impl='reference'), double(tensors))
+    for a, b in zip(derive(fn, double(tensors)), want, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(derive(fn, tensors), want, strict=True):
+        assert a.dtype == torch.float32 and (a - b).norm() <= 1e-6 * b.norm()
+
+
+@pytest.mark.parametrize('impl', ['chunked', 'reference'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(part, dtype, impl):
+    """Parameters may stay in float32; autocast changes nothing."""
+    fn, tensors = part
+    half = [x if x is None or i > 1 or x.ndim < 2 else x.to(dtype) for i, x in enumerate(tensors)]
+    got, want = fn(*half, impl=impl), fn(*tensors)
+    for a, b in zip(got, want):
+        assert a.dtype == dtype and (a.float() - b).norm() < 0.02 * b.norm()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert all(a.equal(b) for a, b in zip(fn(*half, impl=impl), got))
+
+
+def test_norms_are_the_modules():
+    x, branch, weight, bias = *torch.randn(2, 4, 5, 6).double(), *torch.randn(2, 6).double()
+    total, y = add_norm(x, branch, weight, bias, eps=1e-3)
+    torch.testing.assert_close((total, y), (x + branch, F.layer_norm(x + branch, (6,), weight, bias, 1e-3)))
+    same, y = add_norm(x, None, weight, eps=1e-3)
+    torch.testing.assert_close(y, F.rms_norm(x, (6,), weight, 1e-3))
+    assert same is x
+
+
+def test_the_sum_keeps_the_wider_type():
+    total, y = add_norm(torch.randn(3, 8), torch.randn(3, 8).bfloat16(), torch.ones(8), dtype=torch.bfloat16)
+    assert (total.dtype, y.dtype) == (torch.float32, torch.bfloat16)
+    y = conv_norm(*(torch.randn(s) for s in ((1, 4, 4, 2), (3, 2, 3, 3), (3,), (3,), (3,))), inner=torch.bfloat16)
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('act', ['', 'silu', 'gelu'])
+def test_conv_is_the_modules(act):
+    conv, norm = torch.nn.Conv2d(3, 6, 3, 2, 1).double(), torch.nn.LayerNorm(6).double()
+    image = torch.randn(2, 3, 9, 12).double()
+    want = norm(conv(image).permute(0, 2, 3, 1))
+    want = {'': want, 'silu': F.silu(want), 'gelu': F.gelu(want)}[act]
+    got = conv_norm(image.permute(0, 2, 3, 1), conv.weight, conv.bias, norm.weight, norm.bias, stride=2, act=act)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('empty', ['x', 'row'])
+def test_nothing(empty):
+    x = torch.zeros((0, 4, 8) if empty == 'x' else (2, 0, 8), requires_grad=True)
+    weight = torch.ones(8, requires_grad=True)
+    fc1, fc2 = torch.ones(6, 8, requires_grad=True), torch.ones(8, 3, requires_grad=True)
+    total, y = add_norm(x, x, weight)
+    z = gated_mlp(y, fc1, fc2)
+    assert total.shape == z.shape == x.shape
+    assert all((g == 0).all() for g in torch.autograd.grad(z.sum(), (x, weight, fc1, fc2)))
+
+
+X, W = torch.zeros(2, 3, 8), torch.zeros(8)
+GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    'call, error, words',
+    [
+        (lambda: add_norm(X, X[:1], W), ValueError, r"branch must have x's shape \(2, 3, 8\), got \(1, 3, 8\)"),
+        (lambda: add_norm(X, None, W[:4]), ValueError, r'weight must have shape \(8,\), got \(4,\)'),
+        (lambda: add_norm(X, None, W, W[:4]), ValueError, r'bias must have shape \(8,\)'),
+        (lambda: add_norm(X, None, None), TypeError, 'weight must be a torch.Tensor, got NoneType'),
+        (lambda: add_norm(X.int(), None, W), TypeError, 'x must be float16'),
+        (lambda: add_norm(X, None, W, dtype=torch.int8), TypeError, 'dtype must be float16, .* got torch.int8'),
+        (lambda: add_norm(X, X.to('meta'), W), ValueError, 'branch is on meta, but x is on cpu'),
+        (lambda: add_norm(torch.zeros(()), None, W), ValueError, 'x must have a last dimension'),
+        (lambda: add_norm(X, None, W, impl='triton'), ValueError, 'x must be on an NVIDIA GPU'),
+        (lambda: gated_mlp(X, torch.zeros(5, 8), torch.zeros(8, 2)), ValueError, r'fc1_weight .* \(2 H, 8\), got'),
+        (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 2)), ValueError, r'fc2_weight .* \(8, 3\), got'),
+        (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 3), impl='fast'), ValueError, 'impl must be'),
+        (lambda: conv_norm(X, TAPS, *[W[:4]] * 3), ValueError, 'x must have 4 dimensions'),
+        (lambda: conv_norm(GRID, TAPS[:, :1], *[W[:4]] * 3), ValueError, r'weight must have shape \(D, 2, n, n\)'),
+        (lambda: conv_norm(GRID, TAPS, W, *[W[:4]] * 2), ValueError, r'bias must have shape \(4,\), got \(8,\)'),
+        (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, act='relu'), ValueError, "act must be '', 'silu' or 'gelu'"),
+        (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, stride=0), ValueError, 'stride must be at least 1'),
+        (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, inner=torch.int8), TypeError, 'inner must be float16'),
+        (lambda: conv_norm(GRID[:, :2], torch.zeros(4, 2, 9, 9), *[W[:4]] * 3), ValueError, 'x must be at least 7 high'),
+    ],
+)
+def test_what_is_wrong_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
