@@ -364,9 +364,7 @@ def gated_mlp(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, *, impl: str | 
     if fc1_weight.ndim != 2 or fc1_weight.shape[1] != C or fc1_weight.shape[0] % 2 or min(fc1_weight.shape) < 1:
         raise ValueError(f'fc1_weight must have shape (2 H, {C}), got {tuple(fc1_weight.shape)}')
     if fc2_weight.shape != (C, fc1_weight.shape[0] // 2):
-        raise ValueError(
-            f'fc2_weight must have shape {(C, fc1_weight.shape[0] // 2)}, got {tuple(fc2_weight.shape)}'
-        )
+        raise ValueError(f'fc2_weight must have shape {(C, fc1_weight.shape[0] // 2)}, got {tuple(fc2_weight.shape)}')
     args = x, fc1_weight, fc2_weight
     chosen = _choose(impl, x, lambda triton: triton.unsupported_tensor(x, 'x'))
     if chosen == 'triton':

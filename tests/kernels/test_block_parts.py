@@ -1,4 +1,4 @@
-"""The functions around the mixer: the norm with its residual sum, the gated MLP, the strided convolution with its norm."""
+"""What surrounds the mixer: the norm with its residual sum, the gated MLP, the strided convolution with its norm."""
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
         (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, act='relu'), ValueError, "act must be '', 'silu' or 'gelu'"),
         (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, stride=0), ValueError, 'stride must be at least 1'),
         (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, inner=torch.int8), TypeError, 'inner must be float16'),
-        (lambda: conv_norm(GRID[:, :2], torch.zeros(4, 2, 9, 9), *[W[:4]] * 3), ValueError, 'x must be at least 7 high'),
+        (lambda: conv_norm(GRID[:, :2], torch.zeros(4, 2, 9, 9), *[W[:4]] * 3), ValueError, 'x must be at least 7'),
     ],
 )
 def test_what_is_wrong_is_named(call, error, words):

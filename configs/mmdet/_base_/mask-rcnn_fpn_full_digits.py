@@ -7,9 +7,9 @@ _base_ = [
 
 # Digits are small (18 to 123 pixels) and few in a scene, so scenes are enlarged and proposals are fewer. All batches
 # are padded to one size: a new size costs a GPU more than the padding does. One box regressor serves all classes, which
-# gives it ten times the examples. Digits are about as wide as high, so one anchor a place will do, a third of what there
-# was to assign, sample and decode. Every object is among the proposals of the second stage, so none needs a match of low
-# quality there, a search object by object.
+# gives it ten times the examples. Digits are about as wide as high, so one anchor a place will do, a third of what
+# there was to assign, sample and decode. Every object is among the proposals of the second stage, so none needs a match
+# of low quality there, a search object by object.
 image_scale = (448, 448)
 model = dict(
     data_preprocessor=dict(pad_size_divisor=448),

@@ -21,7 +21,16 @@ from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
 
-__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'conv_norm', 'depthwise_conv', 'gated_mlp', 'unsupported', 'unsupported_tensor']
+__all__ = [
+    'add_norm',
+    'bigla',
+    'bigla_mixer',
+    'conv_norm',
+    'depthwise_conv',
+    'gated_mlp',
+    'unsupported',
+    'unsupported_tensor',
+]
 
 
 def bigla(
@@ -307,9 +316,7 @@ def _run_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.cuda.device_of(x):
-        dx, _, dw, db = launch_norm_grad(
-            None, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None
-        )
+        dx, _, dw, db = launch_norm_grad(None, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None)
     return dx, dw.to(weight.dtype), db.to(weight.dtype)
 
 

@@ -89,7 +89,7 @@ def heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def expand(low: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Gate logits (B, L, C). As a matrix: `F.linear` adds the bias to a view of three dimensions by a kernel of its own."""
+    """Gate logits (B, L, C), by a product of matrices: to one of a view, `F.linear` adds the bias afterwards."""
     return torch.addmm(bias, low.flatten(0, 1), weight.t()).unflatten(0, low.shape[:2])
 
 

@@ -70,7 +70,10 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def chunk_size(L: int, K: int, dtype: torch.dtype, alone: bool = False) -> int:
-    """Tokens a chunk: the table's, or fewer where that holds all; a symbolic L takes the table's. `alone`: no gradients."""
+    """Tokens a chunk: the table's, or fewer where that holds all; a symbolic L takes the table's.
+
+    `alone`: no gradients follow.
+    """
     C = TABLE[dtype][block(K)].C
     if alone and (dtype, block(K)) in ALONE:
         C = ALONE[dtype, block(K)].C

@@ -22,7 +22,8 @@ TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
 def conv_norm_kernel(
     x, weight, bias, norm_weight, norm_bias, y, x_s, M, H, W, HO, WO, eps,
     C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    BK: tl.constexpr, PITCH: tl.constexpr, LAST: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, PREC: tl.constexpr,
+    BK: tl.constexpr, PITCH: tl.constexpr, LAST: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
+    PREC: tl.constexpr,
 ):  # fmt: skip
     """BM tokens of y, or of p without NORM.
 
