@@ -351,20 +351,6 @@ def test_what_no_gradient_is_asked_for():
     assert image.grad is None and taps.grad is None and all(x.grad is not None for x in vectors)
 
 
-def test_longer_chunks_without_gradients(make_inputs, monkeypatch):
-    """The forward alone may take chunks of another length: the same numbers."""
-    cfg = primitives.TABLE[torch.float32][16]
-    monkeypatch.setitem(primitives.ALONE, (torch.float32, 16), cfg._replace(C=2 * cfg.C))
-    inputs = make_inputs(1, 150, 1, 16, 8, gates='mixed', dtype=torch.float32)
-    lengths = []
-    launch = kernels.launch_forward
-    monkeypatch.setattr(kernels, 'launch_forward', lambda *a: (lengths.append(a[-2]), launch(*a))[1])
-    with torch.no_grad():
-        alone = ours(*inputs)
-    torch.testing.assert_close(alone, ours(*inputs))
-    assert lengths == [2 * cfg.C, cfg.C]
-
-
 @pytest.mark.timeout(7200)
 @settings(
     max_examples=int(os.environ.get('BIGLA_CASES', '25')),

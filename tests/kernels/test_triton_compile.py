@@ -21,7 +21,7 @@ from bigla.triton.forward import buffers, launch_forward  # noqa: E402
 from bigla.triton.mixer import launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mlp import launch_swiglu  # noqa: E402
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
-from bigla.triton.primitives import ALONE, TABLE, chunk_size  # noqa: E402
+from bigla.triton.primitives import TABLE, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -194,17 +194,6 @@ def test_block_parts(arch, compiled, tmp_path):
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
         assert code(kernel, tmp_path, 1).stack == 0, name
-
-
-@pytest.mark.parametrize('dtype, width', ALONE, ids=str)
-def test_forward_alone(dtype, width, compiled, tmp_path):
-    """What runs without gradients: no wgmma, no spills but in the exact kernel."""
-    compiled.target(90)
-    q, v = (torch.empty(2, 1000, 3, n, dtype=dtype, device='meta') for n in (width, 2 * width))
-    launch_forward(q, q, v, q, q, 1.0, False, chunk_size(1000, width, dtype, alone=True), False)
-    for name, kernel in compiled.launched:
-        assert 'wgmma' not in kernel.asm['ptx'], name
-        assert name == 'exact_out_kernel' or code(kernel, tmp_path, 1).stack == 0, name
 
 
 def test_unsupported_on_cpu():

@@ -50,7 +50,7 @@ def bigla(
         o (B, L, nh, V), of v's dtype.
     """
     L = q.shape[1]
-    C = chunk_size(L, q.shape[-1], q.dtype, not with_gradients(q, k, v, g_fwd, g_bwd))
+    C = chunk_size(L, q.shape[-1], q.dtype)
     one = isinstance(L, int) and L <= C  # a symbolic length is not asked: the answer would specialise the graph
     return _bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one)
 
@@ -91,13 +91,9 @@ def bigla_mixer(
     """
     L = projected.shape[1]
     tensors = projected, local, decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
-    C = chunk_size(L, local.shape[-1] // (2 * num_heads), projected.dtype, not with_gradients(*tensors))
+    C = chunk_size(L, local.shape[-1] // (2 * num_heads), projected.dtype)
     one = isinstance(L, int) and L <= C
     return _mixer(*tensors, num_heads, eps, act, C, one)
-
-
-def with_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:

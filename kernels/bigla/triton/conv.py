@@ -17,13 +17,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .primitives import ceil_div, reciprocal
+from .sums import sum_rows
 
-# A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load.
-ROWS, COLUMNS, CHANNELS, WARPS = 4, 8, 64, 4
+# A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load. A program of the gradients
+# takes WALK such tiles, one below the other, before it adds up what it has of the weights'.
+ROWS, COLUMNS, CHANNELS, WARPS, WALK = 4, 8, 64, 4, 8
 
 
 @triton.jit
-def place(H, W, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
+def place(H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
     """First row of a program's tile, its columns and channels, and the sample."""
     down, across = (H + ROWS - 1) // ROWS, (W + COLUMNS - 1) // COLUMNS
     i = tl.program_id(0)
@@ -78,7 +80,7 @@ def conv_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """y; GRAD: dp of a convolution with SiLU."""
-    h, w, c, b = place(H, W, C, ROWS, COLUMNS, CHANNELS)
+    h, w, c, b = place(H, W, ROWS, COLUMNS, CHANNELS)
     sums = convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS)
     for o in tl.static_range(ROWS):
         p = sums[o]
@@ -94,39 +96,41 @@ def conv_kernel(
 @triton.jit(do_not_specialize=['H', 'W'])
 def conv_grad_kernel(
     x, weight, dp, dx, parts, x_s, dp_s, dx_s, H, W, C,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
     """dx, and this program's part of dweight."""
-    h, w, c, b = place(H, W, C, ROWS, COLUMNS, CHANNELS)
+    top, w, c, b = place(H, W, ROWS * WALK, COLUMNS, CHANNELS)
     k = ()
     part = ()
     for j in tl.static_range(9):
         k = k + (tl.load(weight + c * 9 + j, mask=c < C, other=0.0).to(tl.float32),)
         part = part + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
-    sums = ()
-    xs = ()
-    for o in tl.static_range(ROWS):
-        sums = sums + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
-        xs = xs + (load_tokens(x, x_s, b, h + o, w, c, H, W, C),)
-    for i in tl.static_range(ROWS + 2):
-        for j in tl.static_range(3):
-            t = load_tokens(dp, dp_s, b, h + i - 1, w + j - 1, c, H, W, C)
-            added = ()
-            for o in tl.static_range(ROWS):
-                if i - o >= 0 and i - o < 3:
-                    added = added + (sums[o] + t * k[8 - (i - o) * 3 - j],)
-                else:
-                    added = added + (sums[o],)
-            sums = added
-            more = ()
-            for n in tl.static_range(9):
-                if (8 - n) % 3 == j and i - (8 - n) // 3 >= 0 and i - (8 - n) // 3 < ROWS:
-                    more = more + (part[n] + t * xs[i - (8 - n) // 3],)
-                else:
-                    more = more + (part[n],)
-            part = more
-    for o in tl.static_range(ROWS):
-        store_tokens(dx, dx_s, sums[o], b, h + o, w, c, H, W, C)
+    for step in tl.range(WALK):
+        h = top + step * ROWS
+        sums = ()
+        xs = ()
+        for o in tl.static_range(ROWS):
+            sums = sums + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
+            xs = xs + (load_tokens(x, x_s, b, h + o, w, c, H, W, C),)
+        for i in tl.static_range(ROWS + 2):
+            for j in tl.static_range(3):
+                t = load_tokens(dp, dp_s, b, h + i - 1, w + j - 1, c, H, W, C)
+                added = ()
+                for o in tl.static_range(ROWS):
+                    if i - o >= 0 and i - o < 3:
+                        added = added + (sums[o] + t * k[8 - (i - o) * 3 - j],)
+                    else:
+                        added = added + (sums[o],)
+                sums = added
+                more = ()
+                for n in tl.static_range(9):
+                    if (8 - n) % 3 == j and i - (8 - n) // 3 >= 0 and i - (8 - n) // 3 < ROWS:
+                        more = more + (part[n] + t * xs[i - (8 - n) // 3],)
+                    else:
+                        more = more + (part[n],)
+                part = more
+        for o in tl.static_range(ROWS):
+            store_tokens(dx, dx_s, sums[o], b, h + o, w, c, H, W, C)
     for n in tl.static_range(9):
         at = parts + (tl.program_id(0).to(tl.int64) * 9 + n) * C
         tl.store(at + c, tl.sum(part[n], 0)[None, :], mask=c < C)
@@ -136,8 +140,8 @@ def dense(x: Tensor) -> Tensor:
     return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
 
 
-def grid(B: int, H: int, W: int, C: int) -> tuple[int, int]:
-    return B * ceil_div(H, ROWS) * ceil_div(W, COLUMNS), ceil_div(C, CHANNELS)
+def grid(B: int, H: int, W: int, C: int, rows: int = ROWS) -> tuple[int, int]:
+    return B * ceil_div(H, rows) * ceil_div(W, COLUMNS), ceil_div(C, CHANNELS)
 
 
 TILE = dict(ROWS=ROWS, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS)
@@ -161,12 +165,12 @@ def launch_conv_grad(dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[
     dx = x.new_empty(B, H, W, C)
     if dx.numel() == 0:
         return dx, torch.zeros_like(weight)
-    programs = grid(B, H, W, C)
     if act:
         dy, dp = dp, torch.empty_like(dx)
         strides = x.stride()[:3], dy.stride()[:3], dp.stride()[:3]
-        conv_kernel[programs](x, weight, dy, dp, *strides, H, W, C, ACT=True, GRAD=True, **TILE)
-    parts = x.new_empty(programs[0], 9, C, dtype=torch.float32)
+        conv_kernel[grid(B, H, W, C)](x, weight, dy, dp, *strides, H, W, C, ACT=True, GRAD=True, **TILE)
+    programs = grid(B, H, W, C, ROWS * WALK)
+    parts = x.new_empty(programs[0], 9 * C, dtype=torch.float32)
     strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]
-    conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, **TILE)
-    return dx, parts.sum(0).t().contiguous().view(weight.shape).to(weight.dtype)
+    conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, WALK=WALK, **TILE)
+    return dx, sum_rows(parts)[0].view(9, C).t().contiguous().view(weight.shape).to(weight.dtype)

@@ -22,6 +22,7 @@ from .backward import launch_backward
 from .conv import sigmoid
 from .forward import launch_forward
 from .primitives import block, ceil_div
+from .sums import sum_rows
 
 ROWS = tl.constexpr(32)  # heads of tokens that a program merges
 
@@ -116,13 +117,13 @@ def launch_merge_grad(
     B, L, H, V = o.shape
     N = B * L * H
     do, dlocal = torch.empty_like(o), local.new_empty(B, L, H * V)
-    parts = o.new_empty(ceil_div(N, ROWS.value), 2, V, dtype=torch.float32)
+    parts = o.new_empty(ceil_div(N, ROWS.value), 2 * V, dtype=torch.float32)
     if N:
         merge_kernel[ceil_div(N, ROWS.value),](
             o, local, gate, bias, norm, local_norm, dy, dy, do, dlocal, dgate, parts,
             local.stride(1), gate.stride(1), eps, N, H, V=V, BV=block(V), ACT=act, GRAD=True, num_warps=4,
         )  # fmt: skip
-    return do, dlocal, parts[:, 0].sum(0), parts[:, 1].sum(0)
+    return do, dlocal, *sum_rows(parts, 2)
 
 
 def launch_mixer(
@@ -155,5 +156,5 @@ def launch_mixer_grad(
     launch_backward(do, q, k, v, *logits, state, total, hard, q.shape[-1] ** -0.5, True, C, one, into)
     torch.mm(dlogits.flatten(0, 1), decay_weight, out=dlow.flatten(0, 1))
     ddecay_weight = dlogits.flatten(0, 1).t() @ low.flatten(0, 1)
-    sums = (x.sum((0, 1), dtype=torch.float32) for x in (dlogits, dgate))
+    sums = (sum_rows(x.flatten(0, 1))[0] for x in (dlogits, dgate))
     return dprojected, dlocal, ddecay_weight.float(), *sums, dnorm, dlocal_norm

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .conv import sigmoid
 from .primitives import block, ceil_div
+from .sums import sum_rows
 
 TILE = 2048  # elements a program holds of each tensor
-PROGRAMS = 1056  # of the gradient, each with one row of partial sums: eight to an H200's multiprocessor
+WALK = 8  # tiles that a program of the gradient takes one after the other, for one row of partial sums
 
 
 @triton.jit
@@ -74,16 +75,16 @@ def norm_kernel(
 @triton.jit(do_not_specialize=['N'])
 def norm_grad_kernel(
     dtotal, dy, total, weight, bias, dx, dbranch, parts, N, eps,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr,
+    ADD: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """dx, with ADD dbranch too, and this program's sums of dw and db over the tiles of rows that it takes."""
+    """dx, with ADD dbranch too, and this program's sums of dw and db over WALK tiles of rows."""
     c = tl.arange(0, BC)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    dw = tl.zeros([BC], tl.float32)
-    db = tl.zeros([BC], tl.float32)
-    first = tl.program_id(0) * ROWS
-    while first < N:
-        n = first + tl.arange(0, ROWS)
+    dw = tl.zeros([ROWS, BC], tl.float32)  # summed up at the end: over rows, threads have to meet
+    db = tl.zeros([ROWS, BC], tl.float32)
+    for j in tl.range(WALK):
+        n = (tl.program_id(0) * WALK + j) * ROWS + tl.arange(0, ROWS)
         inside = (n < N)[:, None] & (c < C)[None, :]
         at = n.to(tl.int64)[:, None] * C + c[None, :]
         u, r = standardize(tl.load(total + at, mask=inside, other=0.0).to(tl.float32), inside, C, eps, CENTER)
@@ -93,8 +94,9 @@ def norm_grad_kernel(
             if CENTER:
                 z = z + tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
             g = activate_grad(g, z, ACT)
-        dw += tl.sum(g * u, 0)
-        db += tl.sum(g, 0)
+        dw += g * u
+        if CENTER:
+            db += g
         g = g * w
         d = g - u * (tl.sum(g * u, 1)[:, None] / C)
         if CENTER:
@@ -104,10 +106,9 @@ def norm_grad_kernel(
             d = d + tl.load(dtotal + at, mask=inside, other=0.0).to(tl.float32)
             tl.store(dbranch + at, d.to(dbranch.dtype.element_ty), mask=inside)
         tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
-        first += tl.num_programs(0) * ROWS
     at_part = parts + tl.program_id(0).to(tl.int64) * (2 * C) + c
-    tl.store(at_part, dw, mask=c < C)
-    tl.store(at_part + C, db, mask=c < C)
+    tl.store(at_part, tl.sum(dw, 0), mask=c < C)
+    tl.store(at_part + C, tl.sum(db, 0), mask=c < C)
 
 
 def tiles(C: int) -> dict[str, int]:
@@ -143,11 +144,11 @@ def launch_norm_grad(
     dx = torch.empty_like(total, dtype=x_dtype)
     dbranch = dx if branch_dtype in (None, x_dtype) else torch.empty_like(total, dtype=branch_dtype)
     tile = tiles(C)
-    programs = min(PROGRAMS, ceil_div(N, tile['ROWS']))
-    parts = total.new_empty(programs, 2, C, dtype=torch.float32)
+    programs = ceil_div(N, tile['ROWS'] * WALK)
+    parts = total.new_empty(programs, 2 * C, dtype=torch.float32)
     if N:
         norm_grad_kernel[programs,](
             dy if dtotal is None else dtotal, dy, total, weight, weight if bias is None else bias, dx, dbranch, parts,
-            N, eps, ADD=dtotal is not None, CENTER=bias is not None, ACT=act, **tile,
+            N, eps, WALK=WALK, ADD=dtotal is not None, CENTER=bias is not None, ACT=act, **tile,
         )  # fmt: skip
-    return dx, dbranch, parts[:, 0].sum(0), parts[:, 1].sum(0)
+    return dx, dbranch, *sum_rows(parts, 2)

@@ -61,22 +61,14 @@ TABLE = {
     },
 }
 
-# In place of the table's where no gradients follow: half as many states, for which the gradients have no registers.
-ALONE = {(torch.bfloat16, 32): Config(64, 64, 1, 2, 2)}
-
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)  # `triton.cdiv` and `next_power_of_2` take microseconds; a launch takes tens
 
 
-def chunk_size(L: int, K: int, dtype: torch.dtype, alone: bool = False) -> int:
-    """Tokens a chunk: the table's, or fewer where that holds all; a symbolic L takes the table's.
-
-    `alone`: no gradients follow.
-    """
+def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
+    """Tokens a chunk: the table's, or fewer where that holds all; a symbolic L takes the table's."""
     C = TABLE[dtype][block(K)].C
-    if alone and (dtype, block(K)) in ALONE:
-        C = ALONE[dtype, block(K)].C
     return block(L) if isinstance(L, int) and L < C else C
 
 
@@ -84,8 +76,6 @@ def chunk_size(L: int, K: int, dtype: torch.dtype, alone: bool = False) -> int:
 def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
     """The table's entry, with fewer warps where the chunk is shorter than there."""
     entry = TABLE[dtype][block(K)]
-    if C > entry.C:
-        entry = ALONE[dtype, block(K)]
     fewer = entry.C // C
     return entry._replace(
         C=C,

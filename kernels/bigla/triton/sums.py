@@ -1,0 +1,42 @@
+"""Sums over the rows of a tall matrix, such as a bias's gradient over the tokens, in Triton."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .primitives import ceil_div
+
+ROWS, COLUMNS = 128, 32  # a program adds up so many at a time
+PARTS = 128  # programs that share the rows, at most
+
+
+@triton.jit(do_not_specialize=['M', 'rows'])
+def sum_kernel(x, parts, x_s, M, rows, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """parts[i, c]: the sum over the i-th `rows` rows of x."""
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    m = tl.program_id(0) * rows + tl.arange(0, ROWS)
+    end = tl.minimum((tl.program_id(0) + 1) * rows, M)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    first = tl.program_id(0) * rows
+    while first < end:
+        at = x + m.to(tl.int64)[:, None] * x_s + c[None, :]
+        total += tl.load(at, mask=(m < end)[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+        m += ROWS
+        first += ROWS
+    tl.store(parts + tl.program_id(0) * C + c, tl.sum(total, 0), mask=c < C)
+
+
+def sum_rows(x: Tensor, pieces: int = 1) -> tuple[Tensor, ...]:
+    """The sum in float32 of x (M, C), whose rows are dense, in so many tensors (C / pieces); the same bits on every run."""
+    M, C = x.shape
+    if M == 0:
+        return tuple(x.new_zeros(C // pieces, dtype=torch.float32) for _ in range(pieces))
+    programs = min(PARTS, ceil_div(M, ROWS))
+    rows = ceil_div(ceil_div(M, programs), ROWS) * ROWS
+    programs = ceil_div(M, rows)
+    parts = x.new_empty(programs, C, dtype=torch.float32)
+    sum_kernel[programs, ceil_div(C, COLUMNS)](
+        x, parts, x.stride(0), M, rows, C, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
+    )
+    return tuple(part.sum(0) for part in parts.chunk(pieces, 1))
