@@ -16,7 +16,7 @@ from torch import Tensor
 from .conv import sigmoid
 from .primitives import INTERPRETED, ceil_div
 
-TOKENS, HIDDEN, WARPS, STAGES = 128, 64, 8, 3  # a program's part of u
+TOKENS, HIDDEN, CHANNELS, WARPS, STAGES = 128, 64, 64, 8, 3  # a program's part of u, channels at a time
 
 
 @triton.jit(do_not_specialize=['M'])
@@ -65,7 +65,7 @@ def launch_swiglu(x: Tensor, weight: Tensor, du: Tensor | None = None) -> tuple[
     if M:
         swiglu_kernel[ceil_div(M, TOKENS) * ceil_div(H, HIDDEN),](
             x, weight, u, u if du is None else du, dh, x.stride(0), M, C, H,
-            BM=TOKENS, BH=HIDDEN, BC=64 if C % 64 == 0 else 32, GRAD=du is not None,
+            BM=TOKENS, BH=HIDDEN, BC=CHANNELS if C % CHANNELS == 0 else 32, GRAD=du is not None,
             PREC='ieee' if INTERPRETED or x.dtype != torch.float32 else 'tf32x3', num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return u, dh
