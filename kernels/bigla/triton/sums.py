@@ -28,7 +28,7 @@ def sum_kernel(x, parts, x_s, M, rows, C, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 
 def sum_rows(x: Tensor, pieces: int = 1) -> tuple[Tensor, ...]:
-    """The sum in float32 of x (M, C), whose rows are dense, in so many tensors (C / pieces); the same bits on every run."""
+    """The sum in float32 of x (M, C), whose rows are dense, in so many tensors (C / pieces); the same on every run."""
     M, C = x.shape
     if M == 0:
         return tuple(x.new_zeros(C // pieces, dtype=torch.float32) for _ in range(pieces))
