@@ -21,7 +21,7 @@ from .sums import sum_rows
 
 # A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load. A program of the
 # gradients takes WALK such tiles, one below the other, before it adds up what it has of the weights'.
-ROWS, COLUMNS, CHANNELS, WARPS, WALK = 4, 8, 64, 4, 8
+ROWS, COLUMNS, CHANNELS, WARPS, WALK = 8, 8, 32, 2, 4
 
 
 @triton.jit

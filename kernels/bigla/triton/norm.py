@@ -17,7 +17,7 @@ from .conv import sigmoid
 from .primitives import block, ceil_div
 from .sums import sum_rows
 
-TILE = 2048  # elements a program holds of each tensor
+TILE, WARPS = 1024, 2  # elements a program holds of each tensor
 WALK = 8  # tiles that a program of the gradient takes one after the other, for one row of partial sums
 
 
@@ -113,7 +113,7 @@ def norm_grad_kernel(
 
 def tiles(C: int) -> dict[str, int]:
     BC = block(C)
-    return dict(C=C, BC=BC, ROWS=max(1, TILE // BC), num_warps=4 if BC <= TILE else 8)
+    return dict(C=C, BC=BC, ROWS=max(1, TILE // BC), num_warps=WARPS if BC <= TILE else 8)
 
 
 def launch_norm(

@@ -18,22 +18,24 @@ WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
 
 
-@triton.jit(do_not_specialize=['M', 'H', 'W', 'HO', 'WO'])
+@triton.jit(do_not_specialize=['H', 'W', 'HO', 'WO'])
 def conv_norm_kernel(
-    x, weight, bias, norm_weight, norm_bias, y, x_s, M, H, W, HO, WO, eps,
+    x, weight, bias, norm_weight, norm_bias, y, x_s, H, W, HO, WO, eps,
     C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    BK: tl.constexpr, PITCH: tl.constexpr, LAST: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
-    PREC: tl.constexpr,
+    BK: tl.constexpr, PITCH: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr,
+    ACT: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """BM tokens of y, or of p without NORM.
+    """BM tokens of one sample's y, or of its p without NORM.
 
     The weights are a matrix of D rows PITCH apart, which is a multiple of BK, with zeros at their ends. LAST: channels
-    are dense in x, and the weights' fastest dimension, too.
+    are dense in x, and the weights' fastest dimension, too. WIDE: a sample of x does not lie within int32.
     """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
-    b, h, w = m // (HO * WO), m // WO % HO * STRIDE - 1, m % WO * STRIDE - 1
+    b = tl.program_id(1).to(tl.int64)
+    M = HO * WO
+    h, w = m // WO * STRIDE - 1, m % WO * STRIDE - 1
     d = tl.arange(0, BD)
-    at = x + b.to(tl.int64) * x_s[0]
+    at = x + b * x_s[0]
     p = tl.zeros([BM, BD], tl.float32)
     for k0 in tl.range(0, SIDE * SIDE * C, BK):
         k = k0 + tl.arange(0, BK)
@@ -44,9 +46,12 @@ def conv_norm_kernel(
             i, j, c = k // SIDE % SIDE, k % SIDE, k // (SIDE * SIDE)
             shift = c * x_s[3]
         row, column = h[:, None] + i[None, :], w[:, None] + j[None, :]
-        inside = (m < M)[:, None] & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-        inside = inside & (k < SIDE * SIDE * C)[None, :]
-        part = tl.load(at[:, None] + row * x_s[1] + column * x_s[2] + shift[None, :], mask=inside, other=0.0)
+        # Of what is below 0, too, a comparison of unsigned numbers makes one with the far edge.
+        inside = (row.to(tl.uint32, bitcast=True) < H) & (column.to(tl.uint32, bitcast=True) < W)
+        inside = inside & (m < M)[:, None] & (k < SIDE * SIDE * C)[None, :]
+        if WIDE:
+            row, column, shift = row.to(tl.int64), column.to(tl.int64), shift.to(tl.int64)
+        part = tl.load(at + (row * x_s[1] + column * x_s[2] + shift[None, :]), mask=inside, other=0.0)
         taps = tl.load(weight + d[None, :] * PITCH + k[:, None], mask=(d < D)[None, :], other=0.0)
         p = tl.dot(part.to(taps.dtype), taps, p, input_precision=PREC)
     inside = (m < M)[:, None] & (d < D)[None, :]
@@ -55,7 +60,7 @@ def conv_norm_kernel(
         p, _ = standardize(p, inside, D, eps, True)
         p = p * tl.load(norm_weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
         p = activate(p + tl.load(norm_bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :], ACT)
-    tl.store(y + m.to(tl.int64)[:, None] * D + d[None, :], p.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + b * M * D + m.to(tl.int64)[:, None] * D + d[None, :], p.to(y.dtype.element_ty), mask=inside)
 
 
 def out_side(side: int, kernel: int, stride: int) -> int:
@@ -76,15 +81,15 @@ def launch_conv(
     D, side = weight.shape[0], weight.shape[-1]
     HO, WO = out_side(H, side, stride), out_side(W, side, stride)
     y = x.new_empty(B, HO, WO, D, dtype=dtype)
-    M = B * HO * WO
     last = x.stride(-1) == 1 and C > 1
+    reach = sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:]))
     weight = (weight.permute(0, 2, 3, 1) if last else weight).to(inner).flatten(1)
     weight = F.pad(weight, (0, -weight.shape[1] % TAPS)).contiguous()
-    if M:
-        conv_norm_kernel[ceil_div(M, TOKENS),](
-            x, weight, bias, norm_weight, norm_bias, y, x.stride(), M, H, W, HO, WO, eps,
+    if y.numel():
+        conv_norm_kernel[ceil_div(HO * WO, TOKENS), B](
+            x, weight, bias, norm_weight, norm_bias, y, x.stride(), H, W, HO, WO, eps,
             C=C, D=D, SIDE=side, STRIDE=stride, BM=TOKENS, BD=max(16, 1 << (D - 1).bit_length()),
-            BK=TAPS, PITCH=weight.shape[1], LAST=last, NORM=norm, ACT=act, num_stages=STAGES,
+            BK=TAPS, PITCH=weight.shape[1], LAST=last, WIDE=reach >= 2**31, NORM=norm, ACT=act, num_stages=STAGES,
             PREC='ieee' if INTERPRETED or inner != torch.float32 else 'tf32x3', num_warps=WARPS,
         )  # fmt: skip
     return y
@@ -97,13 +102,13 @@ def launch_conv_norm(
     """y (B, HO, WO, D) of `dtype` from x (B, H, W, C) of any strides; products are those of `inner`."""
     if weight.shape[0] <= WIDEST:
         return launch_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, True)
-    return launch_norm(plain_conv(x, weight, bias, stride, inner), None, norm_weight, norm_bias, eps, dtype, act)[1]
+    p = plain_conv(channels_last(x, inner), weight, bias, stride)
+    return launch_norm(p, None, norm_weight, norm_bias, eps, dtype, act)[1]
 
 
-def plain_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, inner: torch.dtype) -> Tensor:
-    """p (B, HO, WO, D) by PyTorch."""
-    p = torch.conv2d(channels_last(x, inner), weight.to(inner), bias.to(inner), stride, 1)
-    return p.permute(0, 2, 3, 1).contiguous()
+def plain_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """p (B, HO, WO, D) by PyTorch from x (B, C, H, W)."""
+    return torch.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), stride, 1).permute(0, 2, 3, 1).contiguous()
 
 
 def launch_conv_norm_grad(
@@ -111,13 +116,14 @@ def launch_conv_norm_grad(
     eps: float, act: str, inner: torch.dtype, needs_dx: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of the five tensors that `launch_conv_norm` got; x's None unless `needs_dx`."""
+    image = channels_last(x, inner)
     if weight.shape[0] <= WIDEST:
         p = launch_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
     else:
-        p = plain_conv(x, weight, bias, stride, inner)
+        p = plain_conv(image, weight, bias, stride)
     dp, _, *dnorm = launch_norm_grad(None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
-        dp.permute(0, 3, 1, 2), channels_last(x, inner), weight.to(inner), [weight.shape[0]],
+        dp.permute(0, 3, 1, 2), image, weight.to(inner), [weight.shape[0]],
         [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, True],
     )  # fmt: skip
     return None if dx is None else dx.permute(0, 2, 3, 1).to(x.dtype), dweight, dbias, *dnorm
