@@ -1,10 +1,11 @@
 """Checkpoints under torch 2.6 and newer, which unpickle tensors and plain containers alone (`weights_only=True`).
 
 MMEngine's checkpoints also hold numpy numbers and, in their log, HistoryBuffers, so that stock MMEngine can neither
-resume nor load them. Here those few names are answered, for the length of a load, by functions of this file that build
-numeric arrays and HistoryBuffers and nothing else; `weights_only` stays on. The real numpy and builtins functions would
-open what it closes: a pickled dtype may claim that its bytes are pointers to objects, and `builtins.getattr`, which
-HistoryBuffer's pickle asks for, reaches from any class to everything.
+resume nor load them; onedl-mmengine loads again, unguarded, whatever torch has refused. Here those few names are
+answered, for the length of a load, by functions of this file that build numeric arrays and HistoryBuffers and nothing
+else; `weights_only` stays on. The real numpy and builtins functions would open what it closes: a pickled dtype may
+claim that its bytes are pointers to objects, and `builtins.getattr`, which HistoryBuffer's pickle asks for, reaches
+from any class to everything.
 """
 
 import os
@@ -30,12 +31,15 @@ LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the start of the files o
 def apply() -> Change | None:
     """Guard MMEngine's loading of files, from torch 2.6 on."""
     torch = distribution_version('torch')
-    if torch is None or _release(torch) < (2, 6) or distribution_version('onedl-mmengine'):
-        return None  # the fork has an answer of its own
+    if torch is None or _release(torch) < (2, 6):
+        return None
     after_import('mmengine.runner.checkpoint', _patch)
+    cause = 'torch 2.6 and newer load weights_only by default and refuse what MMEngine saves beside the weights'
+    if distribution_version('onedl-mmengine'):
+        cause = 'onedl-mmengine loads again with weights_only=False what torch refuses, which runs what a file holds'
     return Change(
         name='checkpoint loading',
-        cause='torch 2.6 and newer load weights_only by default and refuse what MMEngine saves beside the weights',
+        cause=cause,
         action="resume, load_from, init_cfg and init_detector also accept numeric arrays and MMEngine's log; "
         'weights_only stays on, for downloads as well',
         cure='nothing to do',
@@ -79,6 +83,8 @@ def _patch(checkpoint: ModuleType) -> None:
 
     loader.load_checkpoint = classmethod(load_checkpoint)
     checkpoint.load_url = partial(checkpoint.load_url, weights_only=True)  # torch.hub still unpickles anything
+    if hasattr(checkpoint, '_safe_torch_load'):  # of onedl-mmengine, which tries again without weights_only
+        checkpoint._safe_torch_load = partial(checkpoint.torch.load, weights_only=True)
 
 
 @contextmanager

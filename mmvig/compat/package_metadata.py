@@ -1,11 +1,15 @@
-"""MMEngine's look-ups of installed packages, without pkg_resources.
+"""MMEngine's look-ups of installed packages, on which every `mmdet::...` config address depends.
 
-setuptools 82 removed `pkg_resources`, on which every `mmdet::...` config address depends: `is_installed` and
-`get_installed_path` of mmengine.utils import it. `importlib.metadata` of the standard library answers the same.
+`is_installed` and `get_installed_path` of stock MMEngine import `pkg_resources`, which setuptools 82 removed; here
+`importlib.metadata` of the standard library answers the same. onedl-mmengine asks it too, and errs in two ways. It
+does not know the names of its own family: mmsegmentation is not there for it, so that an `mmseg::...` address raises,
+and `get_config` has pip install the stock package over the fork. And it takes the first module that a distribution
+lists for the one that was asked for, which of mmvig is `bigla`.
 """
 
 import os
-from importlib.metadata import PackageNotFoundError, distribution
+from contextlib import suppress
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -16,15 +20,21 @@ __all__ = ['apply', 'get_installed_path', 'is_installed', 'package2module']
 
 
 def apply() -> Change | None:
-    """Replace the three look-ups, where pkg_resources is gone."""
-    if not installed('mmengine') or installed('pkg_resources') or distribution_version('onedl-mmengine'):
-        return None  # the fork asks importlib.metadata itself
+    """Replace the three look-ups, where pkg_resources is gone and in the fork."""
+    if distribution_version('onedl-mmengine'):
+        cause = 'onedl-mmengine finds neither onedl-mmsegmentation by its addresses, `mmseg::...`, nor mmvig in a wheel'
+        cure = 'nothing to do'
+    elif installed('mmengine') and not installed('pkg_resources'):
+        cause = 'setuptools 82 and newer bring no pkg_resources, which MMEngine imports for every `package::config`'
+        cure = 'nothing to do; without mmvig: pip install "setuptools<82"'
+    else:
+        return None
     after_import('mmengine.utils.package_utils', _patch)
     return Change(
         name='package look-up',
-        cause='setuptools 82 and newer bring no pkg_resources, which MMEngine imports for every `package::config`',
+        cause=cause,
         action='mmengine.utils.is_installed, get_installed_path and package2module use importlib.metadata',
-        cure='nothing to do; without mmvig: pip install "setuptools<82"',
+        cure=cure,
     )
 
 
@@ -36,10 +46,18 @@ def _patch(package_utils: ModuleType) -> None:
             setattr(package_utils, ours.__name__, ours)
 
 
+def _find(package: str) -> Distribution:
+    """The distribution of this name, or the fork of it that `onedl-` before the name makes."""
+    for name in (package, f'onedl-{package}'):
+        with suppress(PackageNotFoundError):
+            return distribution(name)
+    raise PackageNotFoundError(package)
+
+
 def is_installed(package: str) -> bool:
     """Whether a distribution, or else an importable module that is no namespace package, has this name."""
     try:
-        distribution(package)
+        _find(package)
     except PackageNotFoundError:
         spec = find_spec(package)
         return spec is not None and spec.origin is not None
@@ -57,7 +75,7 @@ def get_installed_path(package: str) -> str:
         RuntimeError: It is a namespace package, which has no one folder.
     """
     try:
-        path = distribution(package).locate_file(package)
+        path = _find(package).locate_file(package)
     except PackageNotFoundError:
         module = package
     else:
@@ -78,7 +96,7 @@ def package2module(package: str) -> str:
     Raises:
         ValueError: The distribution does not say.
     """
-    names = (distribution(package).read_text('top_level.txt') or '').split()
+    names = (_find(package).read_text('top_level.txt') or '').split()
     if not names:
         raise ValueError(f'package={package!r} does not say which module it installs (no top_level.txt)')
     return package if package in names else names[0]
