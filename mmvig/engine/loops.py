@@ -1,6 +1,5 @@
 """MMEngine's two training loops, with every iteration a function of the seed and the iteration's number."""
 
-import itertools
 from collections.abc import Iterator
 
 from mmengine.dist import get_rank
@@ -41,18 +40,34 @@ class IterBasedTrainLoop(loops.IterBasedTrainLoop):
     """
 
     def run(self) -> None:
-        self.dataloader_iterator = self._batches_from(self._iter, self.dataloader_iterator)
+        sampler = self.dataloader.batch_sampler
+        sampler.seek(self._iter)
+        for _ in range(min(self._iter, sampler.drawn)):  # the workers were given these when the loop was built
+            next(self.dataloader_iterator)
+        self.dataloader_iterator = _Advanced(self.dataloader_iterator, self._iter)
+        self.fast_forward_on_resume = False  # of onedl-mmengine: to pass over nothing; it costs nothing here
         return super().run()
 
     def run_iter(self, data_batch: dict) -> None:
         seed_random(self.runner.seed, get_rank(), self._iter, MODEL)
         super().run_iter(data_batch)
 
-    def _batches_from(self, start: int, loaded: Iterator) -> Iterator:
-        """Yields `start` times None, for MMEngine's loop to discard on resuming, and then the batches from there on."""
-        sampler = self.dataloader.batch_sampler
-        sampler.seek(start)
-        for _ in range(min(start, sampler.drawn)):  # the workers were given these when the loop was built
-            next(loaded)
-        yield from itertools.repeat(None, start)
-        yield from loaded
+
+class _Advanced(Iterator):
+    """Batches that start where training goes on, for loops of MMEngine, which first pass over those of before.
+
+    Stock MMEngine takes them one by one, and gets None; onedl-mmengine says how many.
+    """
+
+    def __init__(self, batches: Iterator, passed: int):
+        self.batches = batches
+        self.passed = passed
+
+    def __next__(self):
+        if self.passed:
+            self.passed -= 1
+            return None
+        return next(self.batches)
+
+    def skip_iter(self, count: int) -> None:
+        self.passed -= count

@@ -65,7 +65,7 @@ def train():
             runner.train()
         finally:  # left to garbage collection, idle workers are waited for
             if isinstance(runner.train_loop, IterBasedTrainLoop):
-                runner.train_loop.dataloader_iterator.close()
+                runner.train_loop.dataloader_iterator = None
             runner.train_dataloader._iterator = None
         return read_losses(cfg.work_dir)
 

@@ -1,8 +1,10 @@
 import os
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.runner import IterBasedTrainLoop
 
 from mmvig.engine import Runner
 from mmvig.engine.resume import latest_checkpoint, load_for_resume
@@ -25,6 +27,14 @@ PERSISTENT = {**WORKERS, 'train_dataloader.persistent_workers': True}
         pytest.param(
             {'train_cfg': BY_ITERATION, **WORKERS, 'train_dataloader.sampler.type': 'InfiniteSampler'},
             id='iterations-infinite-workers',
+        ),
+        pytest.param(
+            {'train_cfg': dict(BY_ITERATION, fast_forward_on_resume=True)},
+            id='iterations-fast-forward',
+            marks=pytest.mark.skipif(
+                'fast_forward_on_resume' not in signature(IterBasedTrainLoop).parameters,
+                reason='a setting of onedl-mmengine, which stock MMEngine lacks',
+            ),
         ),
     ],
 )
