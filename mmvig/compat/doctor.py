@@ -101,6 +101,8 @@ EXTRAS = (  # looked up, not imported
     Library('transformers', ('transformers',), 'image-and-text models of mmpretrain, if you want them', '', ()),
     Library('setuptools', ('setuptools',), 'building packages', '', ()),
 )
+# Where `pip install` of the module's name would bring something else: onedl-mmdetection imports the heir of imgaug.
+RENAMED = {'imgaug': 'imaug'}
 
 
 def examine() -> tuple[list[Part], list[Problem]]:
@@ -174,7 +176,8 @@ def _known_cure(error: str) -> str | None:
     if 'MMEngine==' in error:
         return 'pip install mmengine==0.10.7'
     if missing := error.partition('No module named ')[2].strip('\'"'):
-        return f'pip install {missing.partition(".")[0]}'
+        package = missing.partition('.')[0]
+        return f'pip install {RENAMED.get(package, package)}'
     return None
 
 

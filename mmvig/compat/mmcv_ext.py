@@ -1,8 +1,9 @@
 """A stand-in for mmcv's compiled operators where mmcv comes without them.
 
 OpenMMLab builds no mmcv wheels for torch newer than 2.4; mmcv-lite, or an mmcv installed without a compiler, then lacks
-the extension module `mmcv._ext` that mmdet imports. The stand-in computes the operators of the usual detectors with
-torchvision (`mmvig.compat.torchvision_ops`). It is found last, so a real extension always goes before it.
+the extension module `mmcv._ext` that mmdet imports, and so does onedl-mmcv as pip builds it by default. The stand-in
+computes the operators of the usual detectors with torchvision (`mmvig.compat.torchvision_ops`). It is found last, so a
+real extension always goes before it.
 """
 
 import importlib.util
@@ -12,7 +13,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from mmvig.compat.change import Change
-from mmvig.compat.imports import StandIn, after_import, installed
+from mmvig.compat.imports import StandIn, after_import, distribution_version, installed
 
 __all__ = ['CURE', 'apply', 'has_real_extension']
 
@@ -22,6 +23,12 @@ CURE = (
     'pip install --no-build-isolation mmcv==2.1.0. Or change to the maintained forks (onedl-mmengine, onedl-mmcv, '
     'onedl-mmdetection and so on), whose documentation names the index of ready wheels'
 )
+if fork := distribution_version('onedl-mmcv'):
+    CURE = (
+        'build onedl-mmcv where there is a C++ (and CUDA) compiler, with torch in its sight: pip install wheel; '
+        'pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall --no-binary onedl-mmcv '
+        f'onedl-mmcv=={fork}. Its documentation names the index of ready wheels'
+    )
 
 
 def apply() -> Change | None:

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import mmengine
 import pytest
 
 from mmvig.compat import doctor
@@ -34,8 +35,9 @@ def run_blocked(*blocked: str) -> tuple[int, str]:
 def test_this_environment():
     status, text = run(str(TOOL))
     assert status == 0, text
-    for name in ('torch', 'torchvision', 'numpy', 'mmengine'):
-        assert re.search(rf'{name} .*{re.escape(version(name))}', text), name
+    found = {name: version(name) for name in ('torch', 'torchvision', 'numpy')} | dict(mmengine=mmengine.__version__)
+    for name, release in found.items():
+        assert re.search(rf'{name} .*{re.escape(release)}', text), name
     assert 'PROBLEM' not in text and text.rstrip().endswith('training and testing work here')
 
 
@@ -93,6 +95,7 @@ def test_a_missing_library():
         ('AssertionError("MMCV==2.2.0 is used but incompatible.")', 'mmcv-lite==2.1.0'),
         ('AssertionError("MMEngine==0.7.0 is used but incompatible.")', 'mmengine==0.10.7'),
         ('ModuleNotFoundError("No module named \'shapely\'")', 'pip install shapely'),
+        ('ModuleNotFoundError("No module named \'imgaug\'")', 'pip install imaug'),
         ('SystemError("odd")', 'pip install it'),
     ],
 )
