@@ -4,10 +4,13 @@
 #   DOCS_ENV     where that of `make docs` lives: MkDocs alone, pinned in docs/requirements.txt
 #   PYTHON       the interpreter that it is made from, 3.10 to 3.13
 #   TORCH_INDEX  another package index for torch and torchvision, for instance PyTorch's own index of CPU builds
+#   STACK        which OpenMMLab: openmmlab, its own last releases, or onedl, the maintained forks
+#   ONEDL_ENV    where the environment of the forks lives: `make test-onedl`
 #
-# The environment remembers its PYTHON and TORCH_INDEX: name them once.
+# The environment remembers its PYTHON, TORCH_INDEX and STACK: name them once.
 ENV ?= .venv
 DOCS_ENV ?= .venv-docs
+ONEDL_ENV ?= .venv-onedl
 TEXT := README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff docs .github
 CODE := mmvig kernels configs tools tests benchmarks setup.py
 
@@ -22,8 +25,12 @@ endif
 ifeq ($(origin TORCH_INDEX), undefined)
   TORCH_INDEX := $(shell cat $(ENV)/torch-index 2>/dev/null)
 endif
+ifeq ($(origin STACK), undefined)
+  STACK := $(or $(shell cat $(ENV)/stack 2>/dev/null),openmmlab)
+endif
 # Not export.txt: it adds to an environment, and rebuilding would take it away.
-KEY := $(shell { cat $(filter-out requirements/export.txt, $(sort $(wildcard requirements/*.txt))); echo '$(PYTHON) $(TORCH_INDEX)'; } | sha256sum | cut -c 1-16)
+LISTS := $(patsubst %,requirements/%.txt,torch cuda runtime dev $(STACK))
+KEY := $(shell { cat $(LISTS); echo '$(PYTHON) $(TORCH_INDEX)'; } | sha256sum | cut -c 1-16)
 
 # Idle OpenMP threads soon sleep: by default they spin for long, on the cores that the data loaders need where cores are few.
 # (To sleep at once, OMP_WAIT_POLICY=PASSIVE, made training half as slow again.)
@@ -35,7 +42,7 @@ ifndef BEGAN
 endif
 say = @t=$$(( $$(date +%s) - $(BEGAN) )); printf '\n[%d:%02d] %s\n' $$(( t / 60 )) $$(( t % 60 )) '$(1)'
 
-.PHONY: help env export-env quickstart quickstart-short test test-all test-gpu lint format docs clean python FORCE
+.PHONY: help env export-env quickstart quickstart-short test test-all test-gpu test-onedl lint format docs clean python FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +50,7 @@ help:
 	@echo 'make test         the fast tests'
 	@echo 'make test-all     all tests'
 	@echo 'make test-gpu     the tests that need a GPU, and the kernels under compute-sanitizer where it is installed'
+	@echo 'make test-onedl   the fast tests on the maintained forks of OpenMMLab, in an environment of their own'
 	@echo 'make lint         style, spelling and house rules; make format repairs the style'
 	@echo 'make docs         the documents as a web site, in build/docs/site'
 	@echo 'make env          only the environment, in $(ENV); make export-env adds what ONNX files need (120 MB)'
@@ -69,7 +77,8 @@ else
 	@$(PIP) --no-deps -r requirements/torch.txt -r requirements/cuda.txt
 endif
 	$(call say,Installing OpenMMLab and what it needs: 70 packages and 250 MB to download)
-	@$(PIP) --no-deps --quiet -r requirements/runtime.txt -r requirements/dev.txt
+	@$(PIP) --no-deps --quiet -r requirements/runtime.txt -r requirements/dev.txt -r requirements/$(STACK).txt
+	@echo '$(STACK)' > $(ENV)/stack
 	@echo '$(PYTHON)' > $(ENV)/python
 	@echo '$(TORCH_INDEX)' > $(ENV)/torch-index
 	@touch $@
@@ -105,6 +114,10 @@ test-gpu: env
 	  compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q -m gpu tests/kernels/gpu -k 'gates and 300 or strides'; \
 	  else echo 'compute-sanitizer is not installed: left out'; fi
 
+# Beside $(ENV), and of the same Python and torch.
+test-onedl:
+	@$(MAKE) --no-print-directory test STACK=onedl ENV='$(ONEDL_ENV)' PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)'
+
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -130,7 +143,7 @@ $(DOCS_ENV)/complete: docs/requirements.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-docs build dist mmvig.egg-info mmvig/.mim .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-onedl build dist mmvig.egg-info mmvig/.mim .pytest_cache .ruff_cache .hypothesis
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 python:

@@ -17,8 +17,11 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / 'Makefile').read_text()
 TARGETS = re.search(r'^\.PHONY: (.*) FORCE$', MAKEFILE, re.MULTILINE).group(1).split()
 
-# What the pins leave unmet on purpose: requirements/runtime.txt says why.
-UNMET = {('mmengine', 'opencv-python'), ('mmcv-lite', 'opencv-python'), ('torch', 'setuptools')}
+# What the pins leave unmet on purpose: requirements/runtime.txt and onedl.txt say why.
+UNMET = {('mmengine', 'opencv-python'), ('mmcv-lite', 'opencv-python'), ('torch', 'setuptools')} | {
+    *(('onedl-mmcv', 'opencv-python'), ('onedl-mmsegmentation', 'opencv-python'), ('imaug', 'opencv-python')),
+    *(('imaug', 'opencv-python-headless'), ('imaug', 'imagecorruptions-imaug')),
+}
 
 
 def pins(python: str) -> dict[str, Requirement]:
@@ -78,7 +81,7 @@ def make(*args: str, **environment: str) -> subprocess.CompletedProcess:
     if shutil.which('make') is None:
         pytest.skip('make is not installed')
     # a `make test` hands its own variables to the tests
-    variables = ('MAKE', 'MFLAGS', 'ENV', 'PYTHON', 'TORCH_INDEX', 'BEGAN')
+    variables = ('MAKE', 'MFLAGS', 'ENV', 'ONEDL_ENV', 'PYTHON', 'STACK', 'TORCH_INDEX', 'BEGAN')
     clean = {key: value for key, value in os.environ.items() if not key.startswith(variables)}
     return subprocess.run(['make', *args], cwd=ROOT, env=clean | environment, capture_output=True, text=True)
 
@@ -123,13 +126,33 @@ def test_a_folder_that_is_no_environment_is_kept(tmp_path):
     assert (tmp_path / 'thesis.tex').read_text() == 'years of work'
 
 
-def test_environment_remembers_its_python_and_index(tmp_path):
+def test_environment_remembers_its_python_index_and_stack(tmp_path):
     """Named once, for instance with the first `make quickstart`: `make test` must not build another one."""
     (tmp_path / 'python').write_text(f'{sys.executable}\n')
     (tmp_path / 'torch-index').write_text('https://example.org/cpu\n')
+    (tmp_path / 'stack').write_text('onedl\n')
     plan = make('-n', 'env', f'ENV={tmp_path}').stdout
+    assert 'requirements/onedl.txt' in plan and 'requirements/openmmlab.txt' not in plan
     assert f'{sys.executable} -m venv' in plan and '--index-url https://example.org/cpu' in plan
     assert 'requirements/cuda.txt' not in plan
+
+
+def test_forks_have_an_environment_of_their_own(tmp_path):
+    (tmp_path / 'torch-index').write_text('https://example.org/cpu\n')
+    (tmp_path / 'python').write_text(f'{sys.executable}\n')
+    forks = tmp_path / 'forks'
+    plan = make('-n', 'test-onedl', ENV=str(tmp_path), ONEDL_ENV=str(forks)).stdout
+    assert f'{sys.executable} -m venv --clear {forks}' in plan and f'{forks}/bin/python -m pytest' in plan
+    assert '--index-url https://example.org/cpu' in plan  # the torch of the other one
+    assert 'requirements/onedl.txt' in plan and 'requirements/openmmlab.txt' not in plan
+
+
+def test_sources_are_built_whatever_the_other_lists_say():
+    """pip lets a later `--only-binary :all:` take back an earlier `--no-binary`."""
+    (install,) = re.findall(r'-r requirements/.*\$\(STACK\).*$', MAKEFILE, re.MULTILINE)
+    assert install.endswith('-r requirements/$(STACK).txt')
+    lines = (ROOT / 'requirements' / 'onedl.txt').read_text().splitlines()
+    assert lines.index('--only-binary :all:') < [line.startswith('--no-binary') for line in lines].index(True)
 
 
 def test_ci_script():
