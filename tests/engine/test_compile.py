@@ -69,9 +69,9 @@ def test_looks_inside_wrappers(toy_config):
     assert model.embed[0]._compiled_call_impl is not None and model.block._compiled_call_impl is None
 
 
-def test_recomputed_blocks_in_ddp(toy_config, tmp_path, monkeypatch):
+@torch._dynamo.config.patch(optimize_ddp=True)  # not monkeypatch, which leaves the setting deleted
+def test_recomputed_blocks_in_ddp(toy_config, tmp_path):
     """PyTorch does not compile these with its graphs cut at the buckets of gradients."""
-    monkeypatch.setattr(torch._dynamo.config, 'optimize_ddp', True)
     runner = Runner.from_cfg(toy_config())
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
