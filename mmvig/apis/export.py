@@ -119,9 +119,29 @@ def save_program(program: ExportedProgram, path: Path) -> None:
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:
     """Writes an .onnx file with its weights inside (up to 2 GB): input `image`, outputs `output_0`, `output_1`, ..."""
+    if any(node.target in POOLS for node in program.graph.nodes):  # another trace, which most models can do without
+        with symbolic_shapes.patch(backed_size_oblivious=True):
+            program = program.run_decompositions(POOLS)
     names = [f'output_{i}' for i in range(len(program.graph_signature.user_outputs))]
     graph = torch.onnx.export(program, dynamo=True, input_names=['image'], output_names=names, verbose=False)
     graph.save(path, external_data=False)
+
+
+def average_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    """`adaptive_avg_pool2d` as a product with one matrix (side, bins) an axis, for maps of any size."""
+    for axis, bins in zip((-2, -1), output_size):
+        side = x.shape[axis]
+        edges = torch.arange(bins + 1, device=x.device) * side
+        places = torch.arange(side, device=x.device)[:, None]
+        inside = ((edges[:-1] // bins <= places) & (places < (edges[1:] + bins - 1) // bins)).to(x.dtype)
+        x = (x.transpose(axis, -1) @ (inside / inside.sum(0))).transpose(axis, -1)
+    return x
+
+
+# For ONNX: torch's own form of this pool is one of several, chosen by the traced size, and reads outside smaller maps.
+POOLS = dict.fromkeys(
+    (torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten._adaptive_avg_pool2d.default), average_pool
+)
 
 
 def runner_of(path: Path) -> Callable[[Tensor], list[Tensor]]:

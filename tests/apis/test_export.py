@@ -7,6 +7,7 @@ from mmengine.config import ConfigDict
 from mmvig.apis.export import (
     ExportError,
     Maps,
+    average_pool,
     build_exportable,
     export_program,
     save_onnx,
@@ -14,6 +15,7 @@ from mmvig.apis.export import (
     worst_difference,
 )
 from mmvig.models import SimpleFPN, ViG, ViGAdapter
+from mmvig.models.layers.deformable_attention import DeformableAttention
 from mmvig.models.layers.mixer import BiGLAMixer
 
 VIGH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), drop_path_rate=0.1)
@@ -64,6 +66,48 @@ def test_the_operator(monkeypatch, tmp_path):
     save_program(export_program(model), tmp_path / 'mixer.pt2')
     sizes = [(2, 3), (4, 5), (16, 31), (16, 33)]
     assert worst_difference(tmp_path / 'mixer.pt2', model, sizes) < 1e-5
+
+
+@pytest.mark.parametrize('bins', [(1, 1), (2, 5), (3, 3), (6, 6)])
+@pytest.mark.parametrize('size', [(1, 1), (3, 5), (7, 8), (19, 32)])
+def test_average_pool(size, bins):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(average_pool(x, bins), torch.nn.functional.adaptive_avg_pool2d(x, bins))
+
+
+class Pools(torch.nn.Module):
+    """UperNet's pools of the image, brought back to its size."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        pools = [torch.nn.functional.adaptive_avg_pool2d(image, bins) for bins in (1, 2, 3, 6)]
+        return sum(torch.nn.functional.interpolate(pool, image.shape[2:], mode='bilinear') for pool in pools)
+
+
+def test_pools_of_any_size(tmp_path):
+    """Traced with sides that leave other remainders, and larger ones, than those that it is run with."""
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    model, file = Pools().eval(), tmp_path / 'pools.onnx'
+    save_onnx(export_program(model, (7, 8)), file)
+    assert worst_difference(file, model, [(3, 5), (7, 8), (12, 6), (19, 32)]) < 1e-5
+
+
+class Grids(torch.nn.Module):
+    """Deformable attention of the image's pixels to themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(3, 1, num_levels=1, num_points=2, value_ratio=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens, grids = image.flatten(2).mT, [image.shape[2:]]
+        return self.attention(tokens, tokens, grids, grids)
+
+
+def test_grids_of_any_size(tmp_path):
+    model = Grids().eval()
+    save_program(export_program(model, (7, 8)), tmp_path / 'grids.pt2')
+    assert worst_difference(tmp_path / 'grids.pt2', model, [(3, 5), (7, 8), (19, 32)]) < 1e-5
 
 
 @pytest.mark.slow

@@ -63,9 +63,10 @@ class DeformableAttention(nn.Module):
         weights = self.weights(query).to(dtype).unflatten(-1, (heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, (levels, points))  # (B, Q, nh, levels, points)
         offsets = self.offsets(query).to(dtype).unflatten(-1, (heads, levels, points, 2))
-        sizes = offsets.new_tensor([(width, height) for height, width in value_grids])
+        # Not new_tensor: it would write the sizes of the traced image into a graph for any.
+        sizes = torch.stack([offsets.new_full((), side) for grid in value_grids for side in reversed(grid)])
         centres = torch.cat([token_centres(grid, offsets) for grid in query_grids])  # (Q, 2)
-        places = centres[:, None, None, None] + offsets / sizes[:, None]  # (B, Q, nh, levels, points, 2)
+        places = centres[:, None, None, None] + offsets / sizes.view(levels, 1, 2)  # (B, Q, nh, levels, points, 2)
         values = self.value(values).to(dtype).unflatten(-1, (heads, -1))  # (B, L, nh, V)
         return self.proj(sample(values, value_grids, places, weights).to(query.dtype))
 
