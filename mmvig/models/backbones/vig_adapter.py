@@ -146,7 +146,9 @@ class ViGAdapter(ViG):
         """Maps images (B, in_channels, H, W) to one (B, C, ceil(H/s), ceil(W/s)) per output, s = 4, 8, 16, 32."""
         x = self.tokens(x)
         height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -width % 32, 0, -height % 32)).contiguous()  # channels last, for the convolutions
+        # Not -side % 32: from this form exporters see that all grids are multiples of one number, and are quicker.
+        below, right = ((side + 31) // 32 * 32 - side for side in (height, width))
+        x = F.pad(x, (0, 0, 0, right, 0, below)).contiguous()  # channels last, for the convolutions
         finest, *maps = self.spatial_prior(x.permute(0, 3, 1, 2))
         grids = [tuple(level.shape[2:]) for level in maps]
         pyramid = torch.cat([level.flatten(2).mT + embed for level, embed in zip(maps, self.level_embed)], dim=1)
