@@ -28,7 +28,8 @@ from rich.table import Table
 import mmvig  # noqa: F401  before mmpretrain is imported
 from mmvig.apis.backbones import BACKBONES
 from mmvig.apis.benchmark import LAUNCHES, Row, benchmark, best_rows
-from mmvig.apis.resolution_figure import draw, read_accuracies
+from mmvig.apis.resolution_figure import draw, read_accuracies, series
+from mmvig.apis.setting_figure import draw_settings
 from mmvig.apis.subjects import MODES, PRECISIONS, Setting
 from mmvig.apis.timing import clocks, environment, states
 
@@ -77,7 +78,7 @@ def main() -> None:
         sys.exit(f'--accuracy: {error}')
     if args.rows:
         rows, machine = read_rows(args.rows)
-        draw(rows, args.out.with_suffix('.png'), accuracies, machine)
+        picture(rows, args.out.with_suffix('.png'), accuracies, machine)
         return
     device = torch.device(args.device)
     if args.threads:
@@ -114,8 +115,17 @@ def main() -> None:
     if device.type == 'cuda':
         console.print('clocks now:', clocks())
     if args.out:
-        draw(rows, args.out.with_suffix('.png'), accuracies, report['environment'])
+        picture(rows, args.out.with_suffix('.png'), accuracies, report['environment'])
         console.print(f'written to {args.out}, and beside it as .json and .png')
+
+
+def picture(rows: list[Row], path: Path, accuracies: dict | None, machine: str) -> None:
+    """Draws costs against resolution, where there are three or accuracies at some; else speeds setting by setting."""
+    sizes = max(map(len, series(rows)[1].values()))
+    if sizes > 2 or accuracies:
+        draw(rows, path, accuracies, machine)
+    else:
+        draw_settings(rows, path, machine)
 
 
 def parse_args() -> argparse.Namespace:
@@ -208,7 +218,10 @@ def write(rows: list[Row], report: dict, path: Path) -> None:
 
 def read_rows(path: Path) -> tuple[list[Row], str]:
     """The rows that `write` wrote, and the machine that they are of."""
-    report = json.loads(path.with_suffix('.json').read_text())
+    try:
+        report = json.loads(path.with_suffix('.json').read_text())
+    except OSError as error:
+        sys.exit(f'--from: {error}; it is written beside {path}, and holds what that does')
     names = {field.name for field in fields(Row)}
     return [Row(**{key: value for key, value in row.items() if key in names}) for row in report['rows']], report[
         'environment'

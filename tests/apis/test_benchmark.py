@@ -14,6 +14,7 @@ import torch
 import mmvig  # noqa: F401
 from mmvig.apis.benchmark import _compared, _Lost, _Measuring, _rows, benchmark, best_rows
 from mmvig.apis.resolution_figure import draw, read_accuracies, series
+from mmvig.apis.setting_figure import draw_settings
 from mmvig.apis.subjects import Setting, Subject
 from mmvig.apis.timing import Limits, percentiles, sample
 
@@ -154,6 +155,15 @@ def test_figure(tmp_path):
     accuracies.write_text('model,side\n')
     with pytest.raises(ValueError, match='must have the columns model, size and accuracy'):
         read_accuracies(accuracies)
+
+
+def test_figure_of_settings(tmp_path):
+    """Wider with every setting; what did not run leaves a gap."""
+    widths = []
+    for kept in (sweep()[:4], sweep()):
+        draw_settings(kept, tmp_path / 'figure.png', 'a machine')
+        widths.append(int.from_bytes((tmp_path / 'figure.png').read_bytes()[16:20], 'big'))
+    assert widths[1] > widths[0]
 
 
 def test_tool(tmp_path):
