@@ -284,7 +284,7 @@ def conv_norm(
 
     Args:
         x: (B, H, W, C), of any strides; float16, bfloat16, float32 or float64. A permuted (B, C, H, W) image costs no
-            copy with ``'triton'``.
+            copy in the forward of ``'triton'`` where D is at most 128.
         weight: (D, C, n, n), as `torch.nn.Conv2d` has it, n at most H + 2 and W + 2.
         bias: (D,). Parameters may have another dtype than x.
         norm_weight: (D,).
@@ -313,11 +313,12 @@ def conv_norm(
             raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {value}')
     if act not in ('', 'silu', 'gelu'):
         raise ValueError(f"act must be '', 'silu' or 'gelu', got {act!r}")
-    if stride < 1:
-        raise ValueError(f'stride must be at least 1, got {stride}')
+    if not isinstance(stride, int) or stride < 1:
+        raise ValueError(f'stride must be an integer of at least 1, got {stride!r}')
     if x.ndim != 4:
         raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
-    if weight.ndim != 4 or weight.shape[1] != x.shape[-1] or weight.shape[2] != weight.shape[3]:
+    square = weight.ndim == 4 and weight.shape[2] == weight.shape[3]
+    if not square or weight.shape[1] != x.shape[-1] or min(weight.shape) < 1:
         raise ValueError(f'weight must have shape (D, {x.shape[-1]}, n, n), got {tuple(weight.shape)}')
     if min(x.shape[1:3]) + 2 < weight.shape[-1]:
         raise ValueError(f'x must be at least {weight.shape[-1] - 2} high and wide, got shape {tuple(x.shape)}')

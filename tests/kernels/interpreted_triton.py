@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import bigla.triton as kernels
 from bigla import bigla, bigla_mixer, depthwise_conv
-from bigla.triton import backward, forward, primitives
+from bigla.triton import backward, forward, primitives, sums
 
 # More than one where log2(e) g, which is rounded, is large.
 ROUNDINGS = {'strong': 5, 'constant': 50}
@@ -245,7 +245,7 @@ def agree(got, want, tolerance):
 
 
 @pytest.mark.parametrize('act', [False, True])
-@pytest.mark.parametrize('shape', [(2, 5, 11, 70), (1, 1, 1, 3), (1, 9, 8, 64)])
+@pytest.mark.parametrize('shape', [(2, 5, 11, 70), (1, 1, 1, 3), (1, 9, 8, 64), (1, 37, 3, 5)])
 def test_conv(shape, act):
     x, weight = torch.randn(shape), torch.randn(shape[-1], 1, 3, 3)
     got = gradients(lambda *a: kernels.depthwise_conv(*a, act), [x.requires_grad_(), weight.requires_grad_()])
@@ -338,17 +338,46 @@ def test_block_parts_as_operators():
     check(ops.gated_mlp_backward, (x.detach(), x.detach(), fc1.detach(), fc2))
     image, taps, vectors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3), torch.randn(3, 4).unbind()
     options = 2, 1e-5, 'gelu', torch.float32, torch.float32
-    check(ops.conv_norm, (image, taps.requires_grad_(), *vectors, *options, False))
-    y = ops.conv_norm(image, taps.detach(), *vectors, *options, True)
+    check(ops.conv_norm, (image, taps.requires_grad_(), *vectors, *options))
+    y = ops.conv_norm(image, taps.detach(), *vectors, *options)
     check(ops.conv_norm_backward, (y, image, taps.detach(), *vectors, *options, True))
 
 
-def test_what_no_gradient_is_asked_for():
-    """An image gets none, nor do frozen parameters; the others' stay as they are."""
-    image, taps, *vectors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3), *torch.randn(3, 4)
-    vectors = [x.requires_grad_() for x in vectors]
-    kernels.conv_norm(image, taps, *vectors, 2, 1e-5, '', torch.float32, torch.float32).sum().backward()
-    assert image.grad is None and taps.grad is None and all(x.grad is not None for x in vectors)
+def test_an_image_has_a_gradient_on_demand(monkeypatch):
+    """It takes as long as the weights' gradient, and training does not ask for it."""
+    asked = []
+    launch = kernels.launch_conv_norm_grad
+    monkeypatch.setattr(kernels, 'launch_conv_norm_grad', lambda *a: (asked.append(a[-1]), launch(*a))[1])
+    tensors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3).requires_grad_(), *torch.randn(3, 4)
+    for wanted in (False, True):
+        image = tensors[0].clone().requires_grad_(wanted)
+        kernels.conv_norm(image, *tensors[1:], 2, 1e-5, 'silu', torch.float32, torch.float32).sum().backward()
+        assert (image.grad is not None) == wanted
+    assert asked == [False, True]
+
+
+def test_vectors_of_any_stride(part):
+    """Parameters may be columns of something, or one number for all."""
+    fn, tensors = part
+    spread = [x if x is None or x.ndim > 1 else torch.stack([x, x.new_zeros(x.shape)], 1)[:, 0] for x in tensors]
+    for a, b in zip(fn(*spread, impl='triton'), fn(*tensors, impl='triton')):
+        assert a.equal(b)
+
+
+def test_an_image_beyond_int32():
+    """Rows two gigabytes apart."""
+    image = torch.empty_strided((1, 3, 4, 2), (0, 2**30, 7, 1), dtype=torch.float16)
+    image.copy_(torch.randn(1, 3, 4, 2))
+    args = torch.randn(4, 2, 3, 3), *torch.randn(3, 4), 1, 1e-5, '', torch.float16, torch.float16
+    assert kernels.conv_norm(image, *args).equal(kernels.conv_norm(image.contiguous(), *args))
+
+
+@pytest.mark.parametrize('M', [1, 300, 20_000])
+def test_sums(M):
+    x = torch.randn(M, 40)[:, 3:38]
+    left, right = sums.sum_rows(x[:, :34], 2)
+    torch.testing.assert_close(torch.cat([left, right]), x[:, :34].sum(0), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(sums.sum_rows(x)[0], x.sum(0), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.timeout(7200)

@@ -67,6 +67,10 @@ def test_nothing(empty):
     total, y = add_norm(x, x, weight)
     z = gated_mlp(y, fc1, fc2)
     assert total.shape == z.shape == x.shape
+    for D in (4, 200):
+        grid = torch.zeros(0, 5, 6, 2, requires_grad=True)
+        y = conv_norm(grid, torch.ones(D, 2, 3, 3), *torch.ones(3, D), stride=2)
+        assert y.shape == (0, 3, 3, D) and torch.autograd.grad(y.sum(), grid)[0].shape == grid.shape
     assert all((g == 0).all() for g in torch.autograd.grad(z.sum(), (x, weight, fc1, fc2)))
 
 

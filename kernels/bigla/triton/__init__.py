@@ -1,4 +1,4 @@
-"""What Triton computes, as operators of PyTorch: BiGLA, ViG's mixer around it, and the depthwise convolution.
+"""What Triton computes, as operators of PyTorch: BiGLA, ViG's mixer around it, and the rest of its blocks and stem.
 
 Each has an operator for graphs (`torch.ops.bigla.*`, by which torch.compile and torch.export know it) and an autograd
 function for eager mode, which spares the dispatcher: with gradients, an operator written in Python takes 190 us on a
@@ -6,6 +6,7 @@ CPU core where the function takes 40, as long as several kernels run. Both run t
 """
 
 from collections.abc import Callable
+from functools import wraps
 from inspect import signature
 from typing import Any
 
@@ -115,8 +116,7 @@ def conv_norm(
     inner: torch.dtype, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """`api.conv_norm` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
-    needs_dx = torch.is_grad_enabled() and x.requires_grad
-    return _conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, needs_dx)
+    return _conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype)
 
 
 def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
@@ -131,6 +131,7 @@ def _differentiable(
     fake_backward: Callable,
     results: int = 1,
     keep: Callable[[tuple, tuple], tuple] | None = None,
+    first_on_demand: bool = False,
 ) -> Callable:
     """Make operators of `forward`, called bigla::<its name>, and `backward`, the latter for the former's gradients.
 
@@ -144,14 +145,22 @@ def _differentiable(
         results: How many of the returned tensors are results, with gradients.
         keep: Chooses what to keep for the backward from forward's tensors and the returned ones. By default these are
             the tensors and what was returned behind the results.
+        first_on_demand: `backward` takes, last, whether the first tensor's gradient is wanted.
 
     Returns:
         A function of forward's arguments that returns its result, or a tuple of its results.
     """
     name = forward.__name__.removeprefix('_run_')
+
+    @wraps(backward)
+    def apart(*args) -> tuple[Tensor, ...]:
+        """`backward`, but no two of its results are one tensor, which operators may not return."""
+        grads = backward(*args)
+        return tuple(g.clone() if any(g is other for other in grads[:i]) else g for i, g in enumerate(grads))
+
     operator, gradient = (
         torch.library.custom_op(f'bigla::{n}', fn, mutates_args=(), device_types=('cpu', 'cuda'))
-        for n, fn in ((name, forward), (f'{name}_backward', backward))
+        for n, fn in ((name, forward), (f'{name}_backward', apart))
     )
     count = sum(parameter.annotation in (Tensor, Tensor | None) for parameter in signature(forward).parameters.values())
     keep = keep or (lambda tensors, outputs: (*tensors, *outputs[results:]))
@@ -164,7 +173,6 @@ def _differentiable(
 
     def save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
         ctx.options = inputs[count:]
-        ctx.given = [x is not None and x.requires_grad for x in inputs[:count]]
         ctx.save_for_backward(*keep(inputs[:count], outputs))
 
     def setup_context(ctx, inputs: tuple, output: Any) -> None:
@@ -173,11 +181,13 @@ def _differentiable(
         ctx.set_materialize_grads(results > 1)
 
     def with_gradient(ctx, grads: tuple, gradient: Callable) -> tuple:
+        wanted = ctx.needs_input_grad[:count]
         if grads[0] is None:
             grads = [None] * count
         else:
-            grads = tuple_of(gradient(*grads[:results], *ctx.saved_tensors, *ctx.options))
-        return *(g if given else None for g, given in zip(grads, ctx.given)), *(None for _ in ctx.options)
+            options = *ctx.options, *wanted[: int(first_on_demand)]
+            grads = gradient(*grads[:results], *ctx.saved_tensors, *options)
+        return *(g if want else None for g, want in zip(grads, wanted)), *(None for _ in ctx.options)
 
     def differentiate(ctx, *grads):
         return with_gradient(ctx, grads, gradient)
@@ -313,11 +323,11 @@ def _run_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.cuda.device_of(x):
         dx, _, dw, db = launch_norm_grad(None, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None)
-    return dx, dw.to(weight.dtype), db.to(weight.dtype)
+    return dx, dw.to(weight.dtype), db.to((weight if bias is None else bias).dtype)
 
 
 def _fake_norm_backward(dy, x, weight, bias, eps, dtype):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, weight, weight if bias is None else bias))
 
 
 def _run_add_norm(
@@ -341,26 +351,25 @@ def _run_add_norm_backward(
         dx, dbranch, dw, db = launch_norm_grad(
             dtotal.contiguous(), dy.contiguous(), total, weight, bias, eps, x_dtype, branch_dtype
         )
-    # An operator's results may not share memory.
-    return dx, dbranch.clone() if dbranch is dx else dbranch, dw.to(weight.dtype), db.to(weight.dtype)
+    return dx, dbranch, dw.to(weight.dtype), db.to((weight if bias is None else bias).dtype)
 
 
 def _fake_add_norm_backward(dtotal, dy, total, weight, bias, eps, dtype, x_dtype, branch_dtype):
     return (
         *(total.new_empty(total.shape, dtype=dtype) for dtype in (x_dtype, branch_dtype)),
-        *(weight.new_empty(weight.shape) for _ in range(2)),
+        *(tensor.new_empty(tensor.shape) for tensor in (weight, weight if bias is None else bias)),
     )
 
 
 def _run_conv_norm(
     x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float, act: str,
-    inner: torch.dtype, dtype: torch.dtype, needs_dx: bool,
+    inner: torch.dtype, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         return launch_conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype)
 
 
-def _fake_conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, needs_dx):
+def _fake_conv_norm(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype):
     H, W = (out_side(side, weight.shape[-1], stride) for side in x.shape[1:3])
     return x.new_empty(x.shape[0], H, W, weight.shape[0], dtype=dtype)
 
@@ -420,5 +429,7 @@ _add_norm = _differentiable(
     results=2,
     keep=lambda tensors, outputs: (outputs[0], *tensors[2:]),
 )
-_conv_norm = _differentiable(_run_conv_norm, _fake_conv_norm, _run_conv_norm_backward, _fake_conv_norm_backward)
+_conv_norm = _differentiable(
+    _run_conv_norm, _fake_conv_norm, _run_conv_norm_backward, _fake_conv_norm_backward, first_on_demand=True
+)
 _gated_mlp = _differentiable(_run_gated_mlp, _fake_gated_mlp, _run_gated_mlp_backward, _fake_gated_mlp_backward)

@@ -99,6 +99,7 @@ def launch_merge(
 ) -> Tensor:
     """y (B, L, C) from o (B, L, nh, V), local and gate (B, L, C), whose tokens lie at one distance each."""
     B, L, H, V = o.shape
+    bias, norm, local_norm = bias.contiguous(), norm.contiguous(), local_norm.contiguous()
     y = local.new_empty(B, L, H * V)
     N = B * L * H
     if N:
@@ -115,6 +116,7 @@ def launch_merge_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """do, dlocal, and the gradients (V) of both norms in float32; `dgate`, laid out like the gate, gets its own."""
     B, L, H, V = o.shape
+    bias, norm, local_norm = bias.contiguous(), norm.contiguous(), local_norm.contiguous()
     N = B * L * H
     do, dlocal = torch.empty_like(o), local.new_empty(B, L, H * V)
     parts = o.new_empty(ceil_div(N, ROWS.value), 2 * V, dtype=torch.float32)

@@ -61,12 +61,13 @@ def launch_swiglu(x: Tensor, weight: Tensor, du: Tensor | None = None) -> tuple[
     M, C = x.shape
     H = weight.shape[0] // 2
     u = x.new_empty(M, H)
+    half = x.dtype != torch.float32
     dh = x.new_empty(0 if du is None else M, 2 * H)
     if M:
         swiglu_kernel[ceil_div(M, TOKENS) * ceil_div(H, HIDDEN),](
             x, weight, u, u if du is None else du, dh, x.stride(0), M, C, H,
-            BM=TOKENS, BH=HIDDEN, BC=CHANNELS if C % CHANNELS == 0 else 32, GRAD=du is not None,
-            PREC='ieee' if INTERPRETED or x.dtype != torch.float32 else 'tf32x3', num_warps=WARPS, num_stages=STAGES,
+            BM=TOKENS, BH=HIDDEN, BC=CHANNELS if half and C % CHANNELS == 0 else 32, GRAD=du is not None,
+            PREC='ieee' if INTERPRETED or half else 'tf32x3', num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return u, dh
 

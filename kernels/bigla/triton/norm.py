@@ -121,15 +121,17 @@ def launch_norm(
     act: str = '',
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum, of the wider dtype of x and branch, or x itself where there is no branch; and y of `dtype`."""
+    center = bias is not None
     C = x.shape[-1]
     N = x.numel() // C
+    weight, bias = weight.contiguous(), weight if bias is None else bias.contiguous()
     total = x if branch is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     y = torch.empty_like(x, dtype=dtype)
     tile = tiles(C)
     if N:
         norm_kernel[ceil_div(N, tile['ROWS']),](
-            x, x if branch is None else branch, weight, weight if bias is None else bias, total, y, N, eps,
-            ADD=branch is not None, CENTER=bias is not None, ACT=act, **tile,
+            x, x if branch is None else branch, weight, bias, total, y, N, eps,
+            ADD=branch is not None, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return total, y
 
@@ -141,6 +143,8 @@ def launch_norm_grad(
     """dx, dbranch (dx itself where there is none), and dw and db (C) in float32."""
     C = total.shape[-1]
     N = total.numel() // C
+    center = bias is not None
+    weight, bias = weight.contiguous(), weight if bias is None else bias.contiguous()
     dx = torch.empty_like(total, dtype=x_dtype)
     dbranch = dx if branch_dtype in (None, x_dtype) else torch.empty_like(total, dtype=branch_dtype)
     tile = tiles(C)
@@ -148,7 +152,7 @@ def launch_norm_grad(
     parts = total.new_empty(programs, 2 * C, dtype=torch.float32)
     if N:
         norm_grad_kernel[programs,](
-            dy if dtotal is None else dtotal, dy, total, weight, weight if bias is None else bias, dx, dbranch, parts,
-            N, eps, WALK=WALK, ADD=dtotal is not None, CENTER=bias is not None, ACT=act, **tile,
+            dy if dtotal is None else dtotal, dy, total, weight, bias, dx, dbranch, parts, N, eps,
+            WALK=WALK, ADD=dtotal is not None, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return dx, dbranch, *sum_rows(parts, 2)

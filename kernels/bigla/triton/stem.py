@@ -30,9 +30,10 @@ def conv_norm_kernel(
     The weights are a matrix of D rows PITCH apart, which is a multiple of BK, with zeros at their ends. LAST: channels
     are dense in x, and the weights' fastest dimension, too. WIDE: a sample of x does not lie within int32.
     """
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    b = tl.program_id(1).to(tl.int64)
     M = HO * WO
+    tiles = tl.cdiv(M, BM)
+    m = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
     h, w = m // WO * STRIDE - 1, m % WO * STRIDE - 1
     d = tl.arange(0, BD)
     at = x + b * x_s[0]
@@ -72,7 +73,7 @@ def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).contiguous().permute(0, 3, 1, 2)
 
 
-def launch_conv(
+def launch_narrow_conv(
     x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float,
     act: str, inner: torch.dtype, dtype: torch.dtype, norm: bool,
 ) -> Tensor:  # fmt: skip
@@ -81,12 +82,13 @@ def launch_conv(
     D, side = weight.shape[0], weight.shape[-1]
     HO, WO = out_side(H, side, stride), out_side(W, side, stride)
     y = x.new_empty(B, HO, WO, D, dtype=dtype)
+    bias, norm_weight, norm_bias = bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
     last = x.stride(-1) == 1 and C > 1
     reach = sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:]))
     weight = (weight.permute(0, 2, 3, 1) if last else weight).to(inner).flatten(1)
     weight = F.pad(weight, (0, -weight.shape[1] % TAPS)).contiguous()
     if y.numel():
-        conv_norm_kernel[ceil_div(HO * WO, TOKENS), B](
+        conv_norm_kernel[ceil_div(HO * WO, TOKENS) * B,](
             x, weight, bias, norm_weight, norm_bias, y, x.stride(), H, W, HO, WO, eps,
             C=C, D=D, SIDE=side, STRIDE=stride, BM=TOKENS, BD=max(16, 1 << (D - 1).bit_length()),
             BK=TAPS, PITCH=weight.shape[1], LAST=last, WIDE=reach >= 2**31, NORM=norm, ACT=act, num_stages=STAGES,
@@ -101,7 +103,7 @@ def launch_conv_norm(
 ) -> Tensor:  # fmt: skip
     """y (B, HO, WO, D) of `dtype` from x (B, H, W, C) of any strides; products are those of `inner`."""
     if weight.shape[0] <= WIDEST:
-        return launch_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, True)
+        return launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, True)
     p = plain_conv(channels_last(x, inner), weight, bias, stride)
     return launch_norm(p, None, norm_weight, norm_bias, eps, dtype, act)[1]
 
@@ -118,7 +120,7 @@ def launch_conv_norm_grad(
     """Gradients of the five tensors that `launch_conv_norm` got; x's None unless `needs_dx`."""
     image = channels_last(x, inner)
     if weight.shape[0] <= WIDEST:
-        p = launch_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
+        p = launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
     else:
         p = plain_conv(image, weight, bias, stride)
     dp, _, *dnorm = launch_norm_grad(None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmvig.models.checkpoints import adapt_state_dict
+from mmvig.models.layers.precision import autocast_dtype
 
 
 def resolve_arch(arch: str | dict, table: dict[str, dict], example: str) -> dict:
@@ -116,7 +117,8 @@ class LinearBackbone(BaseModule):
         """Checks (B, C, H, W) and returns it as (B, H, W, C), a view.
 
         Raises:
-            ValueError: not four axes, another number of channels, or a side below `min_size`.
+            ValueError: not four axes, another number of channels, a side below `min_size`, or without autocast not the
+                type of the parameters.
         """
         name, in_channels = type(self).__name__, self.stem[0].conv.in_channels
         if image.dim() != 4 or image.shape[1] != in_channels:
@@ -125,6 +127,12 @@ class LinearBackbone(BaseModule):
             raise ValueError(
                 f'{name} needs images of at least {self.min_size} x {self.min_size} pixels, got '
                 f'{image.shape[2]} x {image.shape[3]}: its stem has nothing left of them; resize or pad the input'
+            )
+        weight = self.stem[0].conv.weight
+        if autocast_dtype(image) == image.dtype != weight.dtype:
+            raise ValueError(
+                f'{name} has parameters of {weight.dtype} and needs images of that type, got {image.dtype}: convert '
+                'either, or use autocast'
             )
         return image.permute(0, 2, 3, 1)
 

@@ -19,7 +19,7 @@ class ViGBlock(Block):
     """`Block` with RMSNorm (eps 1e-6) and an MLP width that is a multiple of 256."""
 
     def __init__(self, dims: int, num_heads: int, act: bool, drop_path: float) -> None:
-        super().__init__(dims, num_heads, partial(RMSNorm, eps=1e-6), 256, act, drop_path)
+        super().__init__(dims, num_heads, RMSNorm, 256, act, drop_path)
 
 
 @MODELS.register_module()
@@ -91,7 +91,7 @@ class ViG(LinearBackbone):
         rates = np.linspace(0, drop_path_rate, depth)[: out_indices[-1] + 1].tolist()
         self.blocks = nn.ModuleList(ViGBlock(dims, arch['num_heads'], arch['act'], rate) for rate in rates)
         for i in out_indices:
-            self.add_module(f'norm{i}', RMSNorm(dims, eps=1e-6))
+            self.add_module(f'norm{i}', RMSNorm(dims))
         self.out_channels = (dims,) * len(out_indices)
         self.out_strides = (16,) * len(out_indices)
         self.reset_parameters()

@@ -9,10 +9,14 @@ from torchvision.ops import StochasticDepth
 from .gated_mlp import GatedMLP
 from .mixer import BiGLAMixer
 from .norm import LayerNorm, RMSNorm
+from .precision import autocast_dtype
 
 
 class Block(nn.Module):
     """x <- x + mixer(norm(x)), then x <- x + mlp(norm(x)) (paper section 3.4).
+
+    The convolution and the linear layers inside mixer and mlp hold parameters for fused functions: what is put in
+    their place, or hooked to them, is not called.
 
     Args:
         dims: channels C.
@@ -41,6 +45,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        _, y = self.norm1.add(x, None)
-        x, y = self.norm2.add(x, self.drop_path(self.mixer(y)))
+        dtype = autocast_dtype(x)  # of what enters products; the residual stream keeps its own
+        branch = self.drop_path(self.mixer(self.norm1(x, dtype=dtype)))
+        x, y = self.norm2(x, branch, dtype)
         return x + self.drop_path(self.mlp(y))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bigla import conv_norm
 
-from .norm import autocast_dtype
+from .precision import autocast_dtype
 
 
 class ConvNorm(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from bigla import gated_mlp
 
-from .norm import autocast_dtype
+from .precision import autocast_dtype
 
 
 class GatedMLP(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bigla import bigla_mixer, depthwise_conv
 
-from .norm import autocast_dtype
+from .precision import autocast_dtype
 
 GATE_RANK = 16  # width of the low-rank projection that the gate logits come from
 

@@ -68,18 +68,20 @@ def test_parts(part, dtype, derive):
         assert mine <= 2 * theirs + 2 * ROUNDING[dtype], (i, mine, theirs)
 
 
-def block(x, branch, image, taps, fc1, fc2, *vectors):
-    """What surrounds the mixer at the sizes of ViG-T, thousands of tokens."""
+def block(x, branch, image, taps, more_taps, fc1, fc2, *vectors):
+    """What surrounds the mixer at the sizes of ViG-T, thousands of tokens; both convolutions of its stem."""
     x, y = add_norm(x, branch, vectors[0], dtype=torch.bfloat16)
     y = gated_mlp(y, fc1, fc2)
-    z = conv_norm(image, taps, *vectors[:3], stride=8, act='silu', inner=torch.bfloat16)
+    z = conv_norm(image, taps, *vectors[3:], stride=8, act='silu', inner=torch.bfloat16)
+    z = conv_norm(z, more_taps, *vectors[:3], stride=2)
     return add_norm(x, y, vectors[1], vectors[2], dtype=torch.bfloat16)[1].sum() + z.sum(), x, y
 
 
 def test_a_thousand_launches_of_the_parts(derive):
     """The same bits: the products go by Hopper's wgmma."""
     torch.manual_seed(0)
-    shapes = (4000, 192), (4000, 192), (2, 320, 328, 3), (192, 3, 9, 9), (1024, 192), (192, 512), *[(192,)] * 3
+    shapes = (4000, 192), (4000, 192), (2, 320, 328, 3), (96, 3, 9, 9), (192, 96, 3, 3), (1024, 192), (192, 512)
+    shapes += *[(192,)] * 3, *[(96,)] * 3
     tensors = [torch.randn(s, device='cuda') / (s[-1] if len(s) == 2 else 1) ** 0.5 for s in shapes]
     tensors[1] = tensors[1].bfloat16()
     want = derive(block, tensors)
