@@ -310,10 +310,10 @@ def test_block_parts_in_half_precision(part, derive):
     agree(got, want, 3e-3)
 
 
+@pytest.mark.parametrize('part', ['layer', 'layer alone', 'mlp', 'image'], indirect=True)
 def test_block_parts_in_graphs(part, derive):
     """As operators: whole graphs for any size, the same numbers, no second derivative."""
     fn, tensors = part
-    torch._dynamo.reset()  # all parts are one function to its limit of recompilations
     compiled = torch.compile(lambda *x: fn(*x, impl='triton'), fullgraph=True, backend='aot_eager', dynamic=True)
     for a, b in zip(derive(compiled, tensors), derive(lambda *x: fn(*x, impl='triton'), tensors), strict=True):
         torch.testing.assert_close(a, b)

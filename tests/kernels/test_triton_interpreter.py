@@ -19,8 +19,10 @@ def run(*options: str, **environ: str) -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
 
 
-def test_interpreted():
-    run()
+@pytest.mark.parametrize('which', ['part', 'not part'])
+def test_interpreted(which):
+    """In halves, for two processes."""
+    run('-k', which)
 
 
 @pytest.mark.slow
