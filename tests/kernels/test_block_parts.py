@@ -97,7 +97,7 @@ GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
         (lambda: conv_norm(GRID, TAPS[:, :1], *[W[:4]] * 3), ValueError, r'weight must have shape \(D, 2, n, n\)'),
         (lambda: conv_norm(GRID, TAPS, W, *[W[:4]] * 2), ValueError, r'bias must have shape \(4,\), got \(8,\)'),
         (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, act='relu'), ValueError, "act must be '', 'silu' or 'gelu'"),
-        (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, stride=0), ValueError, 'stride must be at least 1'),
+        (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, stride=0), ValueError, 'stride must be an integer'),
         (lambda: conv_norm(GRID, TAPS, *[W[:4]] * 3, inner=torch.int8), TypeError, 'inner must be float16'),
         (lambda: conv_norm(GRID[:, :2], torch.zeros(4, 2, 9, 9), *[W[:4]] * 3), ValueError, 'x must be at least 7'),
     ],
