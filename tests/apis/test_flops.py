@@ -11,6 +11,7 @@ import torchvision
 from mmengine.config import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
+import bigla.api
 import bigla.chunked
 import bigla.reference
 import mmvig  # noqa: F401
@@ -82,6 +83,14 @@ def test_meta_counts_as_cpu():
             counts.append(count_flops(model, partial(model, torch.zeros(1, 3, 32, 48))))
     assert counts[0].parts == counts[1].parts and counts[0].bigla == counts[1].bigla > 0
     assert counts[0].traffic == pytest.approx(counts[1].traffic, rel=0.01)  # a bias is an operator of its own on one
+
+
+def test_kernels_count_as_what_they_compute(monkeypatch):
+    """Where Triton would run, PyTorch's operators are counted."""
+    net = ViG(dict(embed_dims=32, depth=1, num_heads=1, act=True, drop_path_rate=0.0)).eval()
+    want = count_flops(net, partial(net, torch.rand(1, 3, 32, 32)))
+    monkeypatch.setattr(bigla.api, '_choose', lambda *_: 'triton')
+    assert count_flops(net, partial(net, torch.rand(1, 3, 32, 32))) == want
 
 
 @pytest.mark.parametrize('kind', [ViG, ViGH])

@@ -194,10 +194,20 @@ def test_low_precision(cls, dtype):
     want = net(image)[-1]
     with torch.autocast('cpu', dtype):
         cast = net(image)[-1]
+    assert cast.dtype == torch.float32  # the residual stream and its norm
     whole = net.to(dtype)(image.to(dtype))[-1]
     assert whole.dtype == dtype
     for got in (cast, whole):
         assert (got.float() - want).norm() / want.norm() < 0.05
+
+
+@BOTH
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
+def test_image_of_another_type(cls, dtype):
+    image = torch.rand(1, 3, 64, 64, dtype=dtype)
+    with pytest.raises(ValueError, match=f'parameters of torch.float32 and needs images .* got {dtype}: convert'):
+        nano(cls)(image)
+    assert nano(cls).to(dtype)(image)[-1].dtype == dtype
 
 
 @BOTH
