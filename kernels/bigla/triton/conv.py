@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .primitives import ceil_div, reciprocal
+from .activations import sigmoid
+from .primitives import ceil_div
 from .sums import sum_rows
 
 # A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load. A program of the
@@ -67,11 +68,6 @@ def convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS: tl.constexpr):
                     added = added + (sums[o],)
             sums = added
     return sums
-
-
-@triton.jit
-def sigmoid(x):
-    return reciprocal(1 + tl.exp2(-1.4426950408889634 * x))
 
 
 @triton.jit(do_not_specialize=['H', 'W'])

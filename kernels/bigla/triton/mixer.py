@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activations import sigmoid
 from .backward import launch_backward
-from .conv import sigmoid
 from .forward import launch_forward
 from .primitives import block, ceil_div
 from .sums import sum_rows

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .conv import sigmoid
+from .activations import sigmoid
 from .primitives import INTERPRETED, ceil_div
 
 TOKENS, HIDDEN, CHANNELS, WARPS, STAGES = 128, 64, 64, 8, 3  # a program's part of u, channels at a time

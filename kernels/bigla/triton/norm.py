@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .conv import sigmoid
+from .activations import activate, activate_grad
 from .primitives import block, ceil_div
 from .sums import sum_rows
 
@@ -28,26 +28,6 @@ def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
         s = tl.where(inside, s - tl.sum(s, 1)[:, None] / C, 0.0)
     r = tl.rsqrt(tl.sum(s * s, 1) / C + eps)[:, None]
     return s * r, r
-
-
-@triton.jit
-def activate(z, ACT: tl.constexpr):
-    if ACT == 'silu':
-        z = z * sigmoid(z)
-    elif ACT == 'gelu':
-        z = z * 0.5 * (1 + tl.erf(z * 0.7071067811865476))
-    return z
-
-
-@triton.jit
-def activate_grad(dy, z, ACT: tl.constexpr):
-    """Gradient of z from that of `activate(z)`."""
-    if ACT == 'silu':
-        s = sigmoid(z)
-        dy = dy * s * (1 + z * (1 - s))
-    elif ACT == 'gelu':
-        dy = dy * (0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z))
-    return dy
 
 
 @triton.jit(do_not_specialize=['N'])

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .norm import activate, launch_norm, launch_norm_grad, standardize
+from .activations import activate
+from .norm import launch_norm, launch_norm_grad, standardize
 from .primitives import INTERPRETED, ceil_div
 
 WIDEST = 128  # channels of tokens that a program can hold
