@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import sigmoid
+from .activations import activate, activate_grad
 from .primitives import ceil_div
 from .sums import sum_rows
 
@@ -49,11 +49,18 @@ def store_tokens(x, x_s, value, b, h, w, c, H, W, C):
 
 
 @triton.jit
-def convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS: tl.constexpr):
-    """The convolution in float32, ROWS times (COLUMNS, CHANNELS)."""
+def load_taps(weight, c, C):
+    """The nine weights of channels c, row by row, in float32.  9 times (1, CHANNELS)"""
     k = ()
     for j in tl.static_range(9):
         k = k + (tl.load(weight + c * 9 + j, mask=c < C, other=0.0).to(tl.float32),)
+    return k
+
+
+@triton.jit
+def convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS: tl.constexpr):
+    """The convolution in float32, ROWS times (COLUMNS, CHANNELS)."""
+    k = load_taps(weight, c, C)
     sums = ()
     for _ in tl.static_range(ROWS):
         sums = sums + (tl.zeros([w.shape[0], c.shape[1]], tl.float32),)
@@ -81,11 +88,10 @@ def conv_kernel(
     for o in tl.static_range(ROWS):
         p = sums[o]
         if ACT:
-            s = sigmoid(p)
             if GRAD:
-                p = load_tokens(dy, dy_s, b, h + o, w, c, H, W, C) * s * (1 + p * (1 - s))
+                p = activate_grad(load_tokens(dy, dy_s, b, h + o, w, c, H, W, C), p, 'silu')
             else:
-                p = p * s
+                p = activate(p, 'silu')
         store_tokens(out, out_s, p, b, h + o, w, c, H, W, C)
 
 
@@ -96,10 +102,9 @@ def conv_grad_kernel(
 ):  # fmt: skip
     """dx, and this program's part of dweight."""
     top, w, c, b = place(H, W, ROWS * WALK, COLUMNS, CHANNELS)
-    k = ()
+    k = load_taps(weight, c, C)
     part = ()
-    for j in tl.static_range(9):
-        k = k + (tl.load(weight + c * 9 + j, mask=c < C, other=0.0).to(tl.float32),)
+    for _ in tl.static_range(9):
         part = part + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
     for step in tl.range(WALK):
         h = top + step * ROWS

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import sigmoid
+from .activations import activate, activate_grad, sigmoid
 from .backward import launch_backward
 from .forward import launch_forward
 from .primitives import block, ceil_div
@@ -64,13 +64,12 @@ def merge_kernel(
     z = g * (x * w) + (1 - g) * (near * u)
     if not GRAD:
         if ACT:
-            z = z * sigmoid(z)
+            z = activate(z, 'silu')
         tl.store(y + flat, z.to(y.dtype.element_ty), mask=m)
     else:
         dz = tl.load(dy + flat, mask=m, other=0.0).to(tl.float32)
         if ACT:
-            a = sigmoid(z)
-            dz = dz * a * (1 + z * (1 - a))
+            dz = activate_grad(dz, z, 'silu')
         dn, dm = dz * g, dz * (1 - g)
         tl.store(do + flat, norm_grad(dn, w, x, r, V).to(do.dtype.element_ty), mask=m)
         tl.store(dlocal + flat, norm_grad(dm, u, near, s, V).to(dlocal.dtype.element_ty), mask=m)

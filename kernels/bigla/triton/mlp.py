@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import sigmoid
-from .primitives import INTERPRETED, ceil_div
+from .primitives import ceil_div, plain_precision
 
 TOKENS, HIDDEN, CHANNELS, WARPS, STAGES = 128, 64, 64, 8, 3  # a program's part of u, channels at a time
 
@@ -67,7 +67,7 @@ def launch_swiglu(x: Tensor, weight: Tensor, du: Tensor | None = None) -> tuple[
         swiglu_kernel[ceil_div(M, TOKENS) * ceil_div(H, HIDDEN),](
             x, weight, u, u if du is None else du, dh, x.stride(0), M, C, H,
             BM=TOKENS, BH=HIDDEN, BC=CHANNELS if half and C % CHANNELS == 0 else 32, GRAD=du is not None,
-            PREC='ieee' if INTERPRETED or half else 'tf32x3', num_warps=WARPS, num_stages=STAGES,
+            PREC=plain_precision(x.dtype), num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return u, dh
 

@@ -104,6 +104,11 @@ def precision(dtype: torch.dtype) -> tuple[str, float | None]:
     return {torch.bfloat16: 'bf16', torch.float16: 'tf32', torch.float32: 'tf32x3'}[dtype], limit
 
 
+def plain_precision(dtype: torch.dtype) -> str:
+    """How dots of tensors are done as they are: float32 by three of tf32, narrower ones natively."""
+    return 'tf32x3' if dtype == torch.float32 and not INTERPRETED else 'ieee'
+
+
 def rows(x: Tensor, C: int) -> Tensor:
     """`x` itself where a program can walk its rows: dense ones, C of which lie within int32. Otherwise a copy."""
     dense = x.shape[-1] == 1 or x.stride(-1) == 1

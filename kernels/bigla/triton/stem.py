@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .activations import activate
 from .norm import launch_norm, launch_norm_grad, standardize
-from .primitives import INTERPRETED, ceil_div
+from .primitives import block, ceil_div, plain_precision
 
 WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
@@ -91,9 +91,9 @@ def launch_narrow_conv(
     if y.numel():
         conv_norm_kernel[ceil_div(HO * WO, TOKENS) * B,](
             x, weight, bias, norm_weight, norm_bias, y, x.stride(), H, W, HO, WO, eps,
-            C=C, D=D, SIDE=side, STRIDE=stride, BM=TOKENS, BD=max(16, 1 << (D - 1).bit_length()),
+            C=C, D=D, SIDE=side, STRIDE=stride, BM=TOKENS, BD=block(D),
             BK=TAPS, PITCH=weight.shape[1], LAST=last, WIDE=reach >= 2**31, NORM=norm, ACT=act, num_stages=STAGES,
-            PREC='ieee' if INTERPRETED or inner != torch.float32 else 'tf32x3', num_warps=WARPS,
+            PREC=plain_precision(inner), num_warps=WARPS,
         )  # fmt: skip
     return y
 
