@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 from mmengine.registry import MODELS
 
+import bigla.api
 from mmvig.models.checkpoints import rename_published
 
 REFERENCE = Path(__file__).parents[1] / 'reference'
@@ -93,6 +94,26 @@ def test_classifier(name, device, monkeypatch):
         ours = names[theirs]
         assert gap(params[ours].grad.norm(), want[f'grad_norm/{theirs}']) < TOLERANCE, theirs
         assert gap(params[ours].grad.flatten()[:64], want[f'grad_head/{theirs}']) < TOLERANCE, theirs
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings('ignore:bigla runs on this GPU without its Triton kernels')
+@pytest.mark.parametrize('size', [(224, 224), (513, 800), (1024, 1024)])
+@pytest.mark.parametrize('model', ['vig-t', 'vig-h-t'])
+def test_bfloat16_logits(model, size, monkeypatch):
+    """The kernels' logits under autocast are at most twice as far from float64's as those of the same parts without."""
+    net = Classifier(backbone(model, out_indices=-1)).cuda().eval()
+    net.load_state_dict(rename_published(published(model)))
+    images = image(*size).cuda()
+    with torch.no_grad(), torch.autocast('cuda', torch.bfloat16):
+        fused = net(images)
+        monkeypatch.setattr(bigla.api, '_choose', lambda *_: 'chunked')
+        composed = net(images)
+        assert not torch.equal(fused, composed)
+    with torch.no_grad():
+        oracle = net.double()(images.double()).cpu().numpy()
+    print(model, size, f'{gap(fused, oracle):.2e} of the kernels, {gap(composed, oracle):.2e} without')
+    assert gap(fused, oracle) < 2 * gap(composed, oracle)
 
 
 @pytest.mark.parametrize('name', [c for c in CASES if not c.startswith('vig-h')])
