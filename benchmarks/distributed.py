@@ -37,6 +37,8 @@ CONFIGS = dict(
     classification='mmvig::mmpretrain/vigh/vigh-gla-tiny_8xb128-amp_in1k.py',
     detection='mmvig::mmdet/vigh/mask-rcnn_vigh-gla-tiny_fpn_amp-1x_coco.py',
 )
+JOBS = ['DDP', 'SyncBN', 'FSDP', *CONFIGS]
+NEED_GPUS = {'SyncBN', 'FSDP'}
 SIZES = dict(classification=(224, 224), detection=(800, 1344))
 TOY_SIZES = dict(classification=(64, 64), detection=(64, 96))
 TOY = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), drop_path_rate=0.0)
@@ -51,11 +53,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--processes', type=int, default=2, help='beside one (default: %(default)s)')
     parser.add_argument('--cls-batch', type=int, default=128, help='images a process, classification (%(default)s)')
     parser.add_argument('--det-batch', type=int, default=4, help='images a process, Mask R-CNN (%(default)s)')
+    parser.add_argument('--jobs', nargs='+', choices=JOBS, help='default: all that the device can do')
     parser.add_argument('--out', type=Path, help='append the rows to this CSV file')
     args = parser.parse_args()
+    args.jobs = args.jobs or [job for job in JOBS if args.device == 'cuda' or job not in NEED_GPUS]
     if args.device == 'cuda' and torch.cuda.device_count() < args.processes:
         parser.error(f'--processes {args.processes}: torch sees {torch.cuda.device_count()} GPUs; or --device cpu')
     if args.device == 'cpu':
+        if needing := NEED_GPUS.intersection(args.jobs):
+            parser.error(f'--jobs {" ".join(sorted(needing))}: they need --device cuda')
         args.cls_batch = args.det_batch = 1
     if BATCH % args.processes or args.processes < 2:
         parser.error(f'--processes {args.processes}: it must be 2 or more, and divide the batch of {BATCH} images')
@@ -64,9 +70,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    jobs = ['DDP', *(['SyncBN', 'FSDP'] if args.device == 'cuda' else []), *CONFIGS]
-    one, many = (launch(world, jobs, args) for world in (1, args.processes))
-    rows = [row for job in jobs for row in compare(job, one[job], many[job], args)]
+    one, many = (launch(world, args) for world in (1, args.processes))
+    rows = [row for job in args.jobs for row in compare(job, one[job], many[job], args)]
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))
@@ -108,18 +113,18 @@ def append(rows: list[dict], path: Path) -> None:
 # Processes
 
 
-def launch(world: int, jobs: list[str], args: argparse.Namespace) -> dict[str, list]:
+def launch(world: int, args: argparse.Namespace) -> dict[str, list]:
     """Runs the jobs one after another in `world` processes; what each process gives, by job."""
     with socket.socket() as free:
         free.bind(('', 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (world, port, jobs, args, folder), nprocs=world)
+        mp.spawn(work, (world, port, args, folder), nprocs=world)
         given = [json.loads(Path(folder, f'{rank}.json').read_text()) for rank in range(world)]
-    return {job: [of_process[job] for of_process in given] for job in jobs}
+    return {job: [of_process[job] for of_process in given] for job in args.jobs}
 
 
-def work(rank: int, world: int, port: int, jobs: list[str], args: argparse.Namespace, folder: str) -> None:
+def work(rank: int, world: int, port: int, args: argparse.Namespace, folder: str) -> None:
     if args.device == 'cuda':
         torch.cuda.set_device(rank)
     else:
@@ -129,12 +134,13 @@ def work(rank: int, world: int, port: int, jobs: list[str], args: argparse.Names
         os.environ.update(MASTER_ADDR='localhost', MASTER_PORT=str(port))
         dist.init_process_group('nccl' if args.device == 'cuda' else 'gloo')
     given = {}
-    for job in jobs:
+    for job in args.jobs:
         began = time.perf_counter()
         run = seconds if job in CONFIGS else losses
         given[job] = run(job, world, args, f'{folder}/{job}')
         if rank == 0:
-            print(f'{job}, {world} processes: {time.perf_counter() - began:.0f} s', file=sys.stderr, flush=True)
+            took = f'{time.perf_counter() - began:.0f} s'
+            print(f'{job}, {world} processes: {given[job]}, in {took}', file=sys.stderr, flush=True)
     Path(folder, f'{rank}.json').write_text(json.dumps(given))
     if world > 1:
         dist.barrier()
