@@ -2,7 +2,7 @@
 # No flips anywhere: a mirrored digit is another sign.
 data_root = 'data/digit_scenes/'
 metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))
-image_scale = (224, 224)
+image_scale = (192, 192)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
