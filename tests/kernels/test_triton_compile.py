@@ -23,6 +23,7 @@ from bigla.triton.mlp import launch_swiglu  # noqa: E402
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
+from bigla.triton.sums import sum_rows  # noqa: E402
 
 BF16 = torch.bfloat16
 # Bytes of shared memory that a block may have.
@@ -167,8 +168,9 @@ def test_around_the_operator(arch, compiled, tmp_path):
     x, weight = torch.empty(2, 6, 10, dims, dtype=BF16, device='meta'), torch.empty(dims, 1, 3, 3, device='meta')
     launch_conv(x, weight, True)
     launch_conv_grad(x, x, weight, True)
-    sums = ['sum_kernel', 'finish_kernel']
-    names = ['merge_kernel'] * 2 + sums + ['conv_kernel'] * 2 + ['conv_grad_kernel'] + sums
+    sum_rows(torch.empty(1000, dims, dtype=BF16, device='meta'))  # more rows than one program adds up
+    names = ['merge_kernel'] * 2 + ['finish_kernel'] + ['conv_kernel'] * 2 + ['conv_grad_kernel', 'finish_kernel']
+    names += ['sum_kernel', 'finish_kernel']
     assert [name for name, _ in compiled.launched] == names
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024

@@ -9,6 +9,7 @@ from .primitives import ceil_div
 
 ROWS, COLUMNS = 128, 32  # a program adds up so many at a time
 PARTS = 128  # programs that share the rows, at most
+SHORT = 5 * ROWS  # rows that take one program no longer than a second launch does
 
 
 @triton.jit(do_not_specialize=['M', 'rows'])
@@ -27,13 +28,18 @@ def sum_kernel(x, parts, x_s, M, rows, C, ROWS: tl.constexpr, COLUMNS: tl.conste
     tl.store(parts + tl.program_id(0) * C + c, tl.sum(total, 0), mask=c < C)
 
 
-@triton.jit
-def finish_kernel(parts, left, right, P, C, HALF, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit(do_not_specialize=['P'])
+def finish_kernel(parts, left, right, part_s, P, C, HALF, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The sums of all P parts: the first HALF columns to `left`, the others to `right`."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     p = tl.arange(0, ROWS)
-    some = tl.load(parts + p[:, None] * C + c[None, :], mask=(p < P)[:, None] & (c < C)[None, :], other=0.0)
-    total = tl.sum(some, 0)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    first = 0
+    while first < P:
+        at = parts + (first + p).to(tl.int64)[:, None] * part_s + c[None, :]
+        total += tl.load(at, mask=(first + p < P)[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+        first += ROWS
+    total = tl.sum(total, 0)
     tl.store(left + c, total, mask=c < HALF)
     tl.store(right + c - HALF, total, mask=(c >= HALF) & (c < C))
 
@@ -44,14 +50,17 @@ def sum_rows(x: Tensor, pieces: int = 1) -> tuple[Tensor, ...]:
     if M == 0:
         return tuple(x.new_zeros(C // pieces, dtype=torch.float32) for _ in range(pieces))
     sums = tuple(x.new_empty(C // pieces, dtype=torch.float32) for _ in range(pieces))
-    programs = min(PARTS, ceil_div(M, ROWS))
-    rows = ceil_div(ceil_div(M, programs), ROWS) * ROWS
-    programs = ceil_div(M, rows)
-    parts = x.new_empty(programs, C, dtype=torch.float32)
-    sum_kernel[programs, ceil_div(C, COLUMNS)](
-        x, parts, x.stride(0), M, rows, C, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
-    )
+    parts = x
+    if M > SHORT:
+        programs = min(PARTS, ceil_div(M, ROWS))
+        rows = ceil_div(ceil_div(M, programs), ROWS) * ROWS
+        programs = ceil_div(M, rows)
+        parts = x.new_empty(programs, C, dtype=torch.float32)
+        sum_kernel[programs, ceil_div(C, COLUMNS)](
+            x, parts, x.stride(0), M, rows, C, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
+        )
     finish_kernel[ceil_div(C, COLUMNS),](
-        parts, sums[0], sums[-1], programs, C, C // pieces, ROWS=PARTS, COLUMNS=COLUMNS, num_warps=4
-    )
+        parts, sums[0], sums[-1], parts.stride(0), parts.shape[0], C, C // pieces,
+        ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4,
+    )  # fmt: skip
     return sums
