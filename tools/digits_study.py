@@ -4,12 +4,14 @@
     python tools/digits_study.py --minutes 9                       as far as that gets; the next call goes on
     python tools/digits_study.py configs/mmdet/digits/*512px*.py   these configs alone
 
-What is complete is not trained again; the table and the picture are made of all that is complete.
+SIGTERM and Ctrl-C stop it: trainings save, and the next call goes on. What is complete is not trained again; the table
+and the picture are made of all that is complete.
 """
 
 import argparse
 import csv
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -56,6 +58,7 @@ def main() -> None:
         if not Path(folder).exists() and any(re.search(f"{folder}['/]", text) for text in settings):
             print(f'Writing {recipe.train + recipe.test} scenes into {folder} ...', flush=True)
             make_digit_scenes(folder, recipe, workers=args.workers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # trainings are processes apart: they are told to stop
     failed = train_all(
         trainings,
         seconds=60 * args.minutes,

@@ -1,9 +1,9 @@
-"""Tests a checkpoint with images resized to each of several resolutions: how accuracy keeps up where it was not trained.
+"""Tests a checkpoint at each of several resolutions of the test images: how accuracy fares where it was not trained.
 
     python tools/test_resolutions.py CONFIG CHECKPOINT --sizes 512 1024 2048 --name vigh-gla-tiny --out accuracies.csv
 
-The file gets a row a size: model, size, accuracy and the name of the metric; rows of other models stay in it, so that one
-file a figure suffices (`tools/benchmark.py --accuracy`).
+The file gets a row a size: model, size, accuracy and the name of the metric. Rows of other models stay in it: one file
+makes a figure (`tools/benchmark.py --accuracy`).
 """
 
 import argparse
@@ -85,7 +85,9 @@ def headline(metrics: dict[str, float]) -> tuple[str, float]:
     for name, (key, perfect) in METRICS.items():
         if key in metrics:
             return name, metrics[key] / perfect
-    raise SetupError(f'test_evaluator must log one of {", ".join(key for key, _ in METRICS.values())}, got {[*metrics]}')
+    raise SetupError(
+        f'test_evaluator must log one of {", ".join(key for key, _ in METRICS.values())}, got {[*metrics]}'
+    )
 
 
 def write(rows: list[dict], path: Path) -> None:

@@ -1,5 +1,14 @@
 """Bidirectional gated linear attention (BiGLA), the operator of ViG, and what its blocks fuse around it."""
 
-from .api import add_norm, bigla, bigla_mixer, conv_norm, debug, depthwise_conv, gated_mlp
+from .api import add_norm, bigla, bigla_mixer, conv_norm, debug, depthwise_conv, gated_mlp, residual_mlp
 
-__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'conv_norm', 'debug', 'depthwise_conv', 'gated_mlp']
+__all__ = [
+    'add_norm',
+    'bigla',
+    'bigla_mixer',
+    'conv_norm',
+    'debug',
+    'depthwise_conv',
+    'gated_mlp',
+    'residual_mlp',
+]

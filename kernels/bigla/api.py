@@ -18,7 +18,16 @@ from torch import Tensor
 
 from . import chunked, composed, reference
 
-__all__ = ['add_norm', 'bigla', 'bigla_mixer', 'conv_norm', 'debug', 'depthwise_conv', 'gated_mlp']
+__all__ = [
+    'add_norm',
+    'bigla',
+    'bigla_mixer',
+    'conv_norm',
+    'debug',
+    'depthwise_conv',
+    'gated_mlp',
+    'residual_mlp',
+]
 
 _IMPLS = ('triton', 'chunked', 'reference')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -361,11 +370,7 @@ def gated_mlp(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, *, impl: str | 
     _validate_impl(impl)
     if x.ndim < 1:
         raise ValueError('x must have at least one dimension')
-    C = x.shape[-1]
-    if fc1_weight.ndim != 2 or fc1_weight.shape[1] != C or fc1_weight.shape[0] % 2 or min(fc1_weight.shape) < 1:
-        raise ValueError(f'fc1_weight must have shape (2 H, {C}), got {tuple(fc1_weight.shape)}')
-    if fc2_weight.shape != (C, fc1_weight.shape[0] // 2):
-        raise ValueError(f'fc2_weight must have shape {(C, fc1_weight.shape[0] // 2)}, got {tuple(fc2_weight.shape)}')
+    _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
     args = x, fc1_weight, fc2_weight
     chosen = _choose(impl, x, lambda triton: triton.unsupported_tensor(x, 'x'))
     if chosen == 'triton':
@@ -373,6 +378,84 @@ def gated_mlp(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, *, impl: str | 
 
         return triton.gated_mlp(*args)
     return (reference if chosen == 'reference' else composed).gated_mlp(*args)
+
+
+def residual_mlp(
+    x: Tensor,
+    branch: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc2_weight: Tensor,
+    scale: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    inner: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """The second half of a block: a residual sum, :func:`gated_mlp` of its norm, and the sum with that::
+
+        s = x + branch      y = s + scale W2 (SiLU(a) * b)  with [a, b] = W1 norm(s)
+
+    ``'triton'`` does all of it in one kernel where C is at most 256 and inner no float32. Its backward keeps x and
+    branch alone.
+
+    Args:
+        x: (B, ..., C); float16, bfloat16, float32 or float64.
+        branch: What is added to x, of its shape.
+        norm_weight: (C,), of the norm, which is :func:`add_norm`'s; any of these dtypes.
+        norm_bias: (C,) for LayerNorm, None for RMSNorm.
+        fc1_weight: W1 (2 H, C).
+        fc2_weight: W2 (C, H).
+        scale: (B,), a factor for each sample, such as that of stochastic depth; None: 1. It gets no gradient.
+        eps: Added to the mean square.
+        inner: The dtype of what is multiplied, x's when None; ``'reference'`` multiplies in float32 or wider.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        y (B, ..., C), of the wider of x's and branch's dtype.
+
+    Raises:
+        TypeError: An argument is no tensor, or a dtype is none of these.
+        ValueError: Shapes or devices do not agree, scale requires a gradient, impl is unknown or does not serve the
+            arguments.
+    """
+    tensors = {
+        'x': x,
+        'branch': branch,
+        'norm_weight': norm_weight,
+        'norm_bias': norm_bias,
+        'fc1_weight': fc1_weight,
+        'fc2_weight': fc2_weight,
+        'scale': scale,
+    }
+    _validate_tensors({n: t for n, t in tensors.items() if t is not None or n not in ('norm_bias', 'scale')})
+    _validate_impl(impl)
+    inner = inner or x.dtype
+    if inner not in _DTYPES:
+        raise TypeError(f'inner must be float16, bfloat16, float32 or float64, got {inner}')
+    if x.ndim < 2 or x.shape[-1] < 1:
+        raise ValueError(f'x must have shape (B, ..., C) with C of at least 1, got {tuple(x.shape)}')
+    _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
+    shapes = {'branch': x.shape, 'norm_weight': x.shape[-1:], 'norm_bias': x.shape[-1:], 'scale': x.shape[:1]}
+    for name, shape in shapes.items():
+        if tensors[name] is not None and tensors[name].shape != shape:
+            raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(tensors[name].shape)}')
+    if scale is not None and scale.requires_grad:
+        raise ValueError('scale must not require a gradient: it would get none; detach it')
+
+    def unsupported(triton: ModuleType) -> str | None:
+        wide = next((n for n, t in tensors.items() if t is not None and t.dtype == torch.float64), None)
+        wide = wide or ('inner' if inner == torch.float64 else None)
+        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
+
+    args = *tensors.values(), eps, inner
+    chosen = _choose(impl, x, unsupported)
+    if chosen == 'triton':
+        from . import triton
+
+        return triton.residual_mlp(*args)
+    return (reference if chosen == 'reference' else composed).residual_mlp(*args)
 
 
 @contextmanager
@@ -429,6 +512,13 @@ def _validate_tensors(args: dict[str, Tensor]) -> None:
         device = args[first].device
         if x.device != device:
             raise ValueError(f'{name} is on {x.device}, but {first} is on {device}: move them to one device')
+
+
+def _validate_mlp(C: int, fc1: Tensor, fc2: Tensor) -> None:
+    if fc1.ndim != 2 or fc1.shape[1] != C or fc1.shape[0] % 2 or min(fc1.shape) < 1:
+        raise ValueError(f'fc1_weight must have shape (2 H, {C}), got {tuple(fc1.shape)}')
+    if fc2.shape != (C, fc1.shape[0] // 2):
+        raise ValueError(f'fc2_weight must have shape {(C, fc1.shape[0] // 2)}, got {tuple(fc2.shape)}')
 
 
 def _validate(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float | None) -> None:

@@ -71,3 +71,21 @@ def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
         a, b = F.linear(x, fc1.to(x.dtype)).chunk(2, -1)
         return F.linear(F.silu(a) * b, fc2.to(x.dtype))
+
+
+def residual_mlp(*args) -> Tensor:
+    """`api.residual_mlp` by the norm and the MLP above."""
+    return compose_residual_mlp(add_norm, gated_mlp, *args)
+
+
+def compose_residual_mlp(
+    add_norm: Callable[..., tuple[Tensor, Tensor]], gated_mlp: Callable[..., Tensor], x: Tensor, branch: Tensor,
+    norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None, eps: float,
+    inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.residual_mlp` by an implementation's `add_norm` and `gated_mlp`."""
+    total, y = add_norm(x, branch, norm_weight, norm_bias, eps, inner)
+    z = gated_mlp(y, fc1, fc2)
+    if scale is not None:
+        z = z * scale.view(-1, *[1] * (z.ndim - 1))
+    return (total + z).to(total.dtype)

@@ -85,3 +85,16 @@ def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         a, b = (x.to(wide) @ fc1.to(wide).mT).chunk(2, -1)
         return (a * torch.sigmoid(a) * b @ fc2.to(wide).mT).to(x.dtype)
+
+
+def residual_mlp(
+    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float, inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.residual_mlp` by its equations, in float32 or wider, `inner` too."""
+    wide = torch.promote_types(torch.promote_types(x.dtype, branch.dtype), torch.float32)
+    total, y = add_norm(x.to(wide), branch.to(wide), norm_weight, norm_bias, eps, wide)
+    z = gated_mlp(y, fc1, fc2)
+    if scale is not None:
+        z = z * scale.view(-1, *[1] * (z.ndim - 1))
+    return (total + z).to(torch.promote_types(x.dtype, branch.dtype))

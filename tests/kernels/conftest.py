@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigla import add_norm, bigla, conv_norm, gated_mlp
+from bigla import add_norm, bigla, conv_norm, gated_mlp, residual_mlp
 
 FEW = 8  # B * L * nh
 NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
@@ -68,6 +68,14 @@ def convolved(C: int, D: int, side: int, H: int, W: int, image: bool = False) ->
     return [x, torch.randn(D, C, side, side) / (side * C**0.5), *(torch.randn(D) for _ in range(3))]
 
 
+def half_block_tensors(*shape: int, H: int, bias: bool = False, scale: bool = False) -> list[Tensor | None]:
+    """The tensors of `residual_mlp`."""
+    C = shape[-1]
+    vectors = torch.randn(C), torch.randn(C) if bias else None
+    matrices = torch.randn(2 * H, C) / C**0.5, torch.randn(C, H) / H**0.5
+    return [*torch.randn(2, *shape), *vectors, *matrices, *([torch.rand(shape[0])] if scale else [])]
+
+
 # What the fused functions around the mixer are tested on: the function, its tensors, its options.
 PARTS = {
     'rms': (add_norm, lambda: [torch.randn(2, 3, 37, 96), torch.randn(2, 3, 37, 96), torch.randn(96)], {}),
@@ -75,11 +83,19 @@ PARTS = {
     'layer alone': (add_norm, lambda: [torch.randn(300, 17), None, *torch.randn(2, 17)], {}),
     'mlp': (gated_mlp, lambda: [torch.randn(2, 75, 48), torch.randn(256, 48), torch.randn(48, 128)], {}),
     'odd mlp': (gated_mlp, lambda: [torch.randn(3, 11), torch.randn(14, 11), torch.randn(11, 7)], {}),
+    'half block': (residual_mlp, lambda: half_block_tensors(3, 75, 96, H=80, bias=True), {}),
+    'odd half block': (residual_mlp, lambda: half_block_tensors(2, 5, 11, H=7), {}),
+    'wide half block': (residual_mlp, lambda: half_block_tensors(2, 9, 300, H=40), {}),
     'image': (conv_norm, lambda: convolved(3, 24, 9, 31, 41, True), dict(stride=8, act='silu')),
     'grid': (conv_norm, lambda: convolved(48, 96, 3, 10, 7), dict(stride=2, act='gelu')),
     'one channel': (conv_norm, lambda: convolved(1, 8, 3, 9, 9), dict(stride=1)),
     'wide grid': (conv_norm, lambda: convolved(6, 140, 3, 5, 8), dict(stride=2)),
 }
+
+
+@pytest.fixture
+def half_block() -> Callable[..., list[Tensor | None]]:
+    return half_block_tensors
 
 
 @pytest.fixture(params=PARTS)

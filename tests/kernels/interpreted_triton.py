@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bigla.triton as kernels
-from bigla import bigla, bigla_mixer, depthwise_conv
+from bigla import bigla, bigla_mixer, depthwise_conv, residual_mlp
 from bigla.triton import backward, forward, primitives, sums
 
 # More than one where log2(e) g, which is rounded, is large.
@@ -310,7 +310,21 @@ def test_block_parts_in_half_precision(part, derive):
     agree(got, want, 3e-3)
 
 
-@pytest.mark.parametrize('part', ['layer', 'layer alone', 'mlp', 'image'], indirect=True)
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('C', [48, 64, 300])
+def test_half_a_block_with_dropped_samples(C, bias, half_block, derive):
+    """x in float32, as autocast has it; with more than 256 channels by the kernels apart."""
+    x, branch, *parameters, scale = half_block(3, 50, C, H=70, bias=bias, scale=True)
+    tensors = [x, branch.half(), *parameters]
+    scale[1] = 0  # stochastic depth leaves this one out
+    options = dict(scale=scale, eps=1e-5, inner=torch.float16)
+    got = derive(lambda *x: (residual_mlp(*x, **options, impl='triton'),), tensors)
+    wide = [x if x is None else x.double() for x in tensors]
+    agree(got, derive(lambda *x: (residual_mlp(*x, **options, impl='reference'),), wide), 3e-3)
+    assert got[0].dtype == torch.float32 and got[0][1].equal((x + tensors[1])[1])
+
+
+@pytest.mark.parametrize('part', ['layer', 'layer alone', 'mlp', 'half block', 'image'], indirect=True)
 def test_block_parts_in_graphs(part, derive):
     """As operators: whole graphs for any size, the same numbers, no second derivative."""
     fn, tensors = part
@@ -336,6 +350,12 @@ def test_block_parts_as_operators():
     fc1, fc2 = torch.randn(6, 8), torch.randn(8, 3)
     check(ops.gated_mlp, (x, fc1.requires_grad_(), fc2))
     check(ops.gated_mlp_backward, (x.detach(), x.detach(), fc1.detach(), fc2))
+    tensors = x, branch.half(), weight.detach(), None, fc1.half(), fc2.half(), torch.rand(5)
+    check(ops.residual_mlp, (tensors[0].requires_grad_(), *tensors[1:], 1e-6, half))
+    check(
+        ops.residual_mlp_backward,
+        (x.detach(), x.detach(), *(t if t is None else t.detach() for t in tensors[1:]), 1e-6, half),
+    )
     image, taps, vectors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3), torch.randn(3, 4).unbind()
     options = 2, 1e-5, 'gelu', torch.float32, torch.float32
     check(ops.conv_norm, (image, taps.requires_grad_(), *vectors, *options))

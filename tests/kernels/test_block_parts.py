@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bigla import add_norm, conv_norm, gated_mlp
+from bigla import add_norm, conv_norm, gated_mlp, residual_mlp
 
 
 def double(tensors):
@@ -49,6 +49,20 @@ def test_the_sum_keeps_the_wider_type():
     assert y.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize('impl', ['chunked', 'reference'])
+def test_half_a_block_is_its_parts(impl, half_block):
+    """In bfloat16 inside a float32 stream, with a sample that stochastic depth drops."""
+    x, branch, *parameters, scale = half_block(3, 4, 5, 16, H=24, bias=True, scale=True)
+    scale[1] = 0
+    total, y = add_norm(x, branch.bfloat16(), *parameters[:2], eps=1e-3, dtype=torch.bfloat16, impl=impl)
+    z = gated_mlp(y, *parameters[2:], impl=impl)
+    options = dict(eps=1e-3, inner=torch.bfloat16, impl=impl)
+    got = residual_mlp(x, branch.bfloat16(), *parameters, scale, **options)
+    torch.testing.assert_close(got, total + z * scale[:, None, None, None], atol=0.03, rtol=0)
+    assert got.dtype == torch.float32 and got[1].equal(total[1])
+    assert residual_mlp(x, branch.bfloat16(), *parameters, **options)[1].ne(total[1]).any()
+
+
 @pytest.mark.parametrize('act', ['', 'silu', 'gelu'])
 def test_conv_is_the_modules(act):
     conv, norm = torch.nn.Conv2d(3, 6, 3, 2, 1).double(), torch.nn.LayerNorm(6).double()
@@ -66,6 +80,7 @@ def test_nothing(empty):
     fc1, fc2 = torch.ones(6, 8, requires_grad=True), torch.ones(8, 3, requires_grad=True)
     total, y = add_norm(x, x, weight)
     z = gated_mlp(y, fc1, fc2)
+    assert residual_mlp(x, x, weight, None, fc1, fc2).shape == x.shape
     assert total.shape == z.shape == x.shape
     for D in (4, 200):
         grid = torch.zeros(0, 5, 6, 2, requires_grad=True)
@@ -75,6 +90,7 @@ def test_nothing(empty):
 
 
 X, W = torch.zeros(2, 3, 8), torch.zeros(8)
+MLP = torch.zeros(6, 8), torch.zeros(8, 3)
 GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
 
 
@@ -93,6 +109,18 @@ GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
         (lambda: gated_mlp(X, torch.zeros(5, 8), torch.zeros(8, 2)), ValueError, r'fc1_weight .* \(2 H, 8\), got'),
         (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 2)), ValueError, r'fc2_weight .* \(8, 3\), got'),
         (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 3), impl='fast'), ValueError, 'impl must be'),
+        (lambda: residual_mlp(X, X[:1], W, None, *MLP), ValueError, r'branch must have shape \(2, 3, 8\), got \(1,'),
+        (lambda: residual_mlp(X, X, W, W[:4], *MLP), ValueError, r'norm_bias must have shape \(8,\), got \(4,\)'),
+        (lambda: residual_mlp(X, X, W, None, *MLP, torch.ones(3)), ValueError, r'scale must have shape \(2,\), got'),
+        (
+            lambda: residual_mlp(X, X, W, None, *MLP, torch.ones(2, requires_grad=True)),
+            ValueError,
+            'scale must not require a gradient',
+        ),
+        (lambda: residual_mlp(X, X, W, None, MLP[0], W), ValueError, r'fc2_weight must have shape \(8, 3\)'),
+        (lambda: residual_mlp(W, W, W, None, *MLP), ValueError, r'x must have shape \(B, ..., C\)'),
+        (lambda: residual_mlp(X, X, W, None, *MLP, inner=torch.int8), TypeError, 'inner must be float16'),
+        (lambda: residual_mlp(X, None, W, None, *MLP), TypeError, 'branch must be a torch.Tensor, got NoneType'),
         (lambda: conv_norm(X, TAPS, *[W[:4]] * 3), ValueError, 'x must have 4 dimensions'),
         (lambda: conv_norm(GRID, TAPS[:, :1], *[W[:4]] * 3), ValueError, r'weight must have shape \(D, 2, n, n\)'),
         (lambda: conv_norm(GRID, TAPS, W, *[W[:4]] * 2), ValueError, r'bias must have shape \(4,\), got \(8,\)'),

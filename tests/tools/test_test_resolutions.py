@@ -23,7 +23,9 @@ def test_images_have_the_size(run_tool, library_file, untrained, tmp_path, monke
 
     shapes, predict = [], TwoStageDetector.predict
     monkeypatch.setattr(
-        TwoStageDetector, 'predict', lambda self, x, *args, **more: shapes.append(x.shape[2:]) or predict(self, x, *args, **more)
+        TwoStageDetector,
+        'predict',
+        lambda self, x, *args, **more: shapes.append(x.shape[2:]) or predict(self, x, *args, **more),
     )
     file = library_file('mmdet')
     options = ['--work-dir', tmp_path / 'work', '--out', tmp_path / 'a.csv']

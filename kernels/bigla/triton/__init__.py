@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..composed import compose_residual_mlp
 from .backward import launch_backward
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad
-from .mlp import launch_mlp, launch_mlp_grad
+from .mlp import fuses, launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
@@ -29,6 +30,7 @@ __all__ = [
     'conv_norm',
     'depthwise_conv',
     'gated_mlp',
+    'residual_mlp',
     'unsupported',
     'unsupported_tensor',
 ]
@@ -122,6 +124,16 @@ def conv_norm(
 def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     """`api.gated_mlp` with the first product by a Triton kernel, for an x that :func:`unsupported_tensor` takes."""
     return _gated_mlp(x, fc1, fc2)
+
+
+def residual_mlp(
+    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float, inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.residual_mlp`, in one kernel where that fits, for an x that :func:`unsupported_tensor` takes."""
+    if not fuses(x.shape[-1], inner):
+        return compose_residual_mlp(add_norm, gated_mlp, x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)
+    return _residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)
 
 
 def _differentiable(
@@ -412,6 +424,43 @@ def _fake_gated_mlp_backward(dy, x, fc1, fc2):
     return x.new_empty(x.shape), fc1.new_empty(fc1.shape), fc2.new_empty(fc2.shape)
 
 
+def _run_residual_mlp(
+    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float, inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    with torch.cuda.device_of(x):
+        return launch_residual_mlp(*_dense(inner, x, branch, norm_weight, norm_bias, fc1, fc2, scale), eps)
+
+
+def _fake_residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner):
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
+
+
+def _run_residual_mlp_backward(
+    dy: Tensor, x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float, inner: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    tensors = _dense(inner, x, branch, norm_weight, norm_bias, fc1, fc2, scale)
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        dx, dbranch, *grads = launch_residual_mlp_grad(dy.contiguous(), *tensors, eps)
+    parameters = norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2
+    grads = (g.to(parameter.dtype) for g, parameter in zip(grads, parameters, strict=True))
+    return dx, dbranch, *grads, dx.new_empty(0)  # of the scale there is none
+
+
+def _fake_residual_mlp_backward(dy, x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner):
+    bias = norm_weight if norm_bias is None else norm_bias
+    grads = (tensor.new_empty(tensor.shape) for tensor in (x, branch, norm_weight, bias, fc1, fc2))
+    return *grads, x.new_empty(0)
+
+
+def _dense(inner: torch.dtype, x, branch, norm_weight, norm_bias, fc1, fc2, scale) -> tuple[Tensor | None, ...]:
+    """The arguments of the residual MLP as its launchers take them."""
+    vectors = (None if v is None else v.contiguous() for v in (norm_weight, norm_bias))
+    matrices = (w.to(inner).contiguous() for w in (fc1, fc2))
+    return x.contiguous(), branch.contiguous(), *vectors, *matrices, None if scale is None else scale.contiguous()
+
+
 def matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` with its last dimension and all others in one, dense and of `dtype`."""
     return x.to(dtype).contiguous().view(-1, x.shape[-1])
@@ -433,3 +482,6 @@ _conv_norm = _differentiable(
     _run_conv_norm, _fake_conv_norm, _run_conv_norm_backward, _fake_conv_norm_backward, first_on_demand=True
 )
 _gated_mlp = _differentiable(_run_gated_mlp, _fake_gated_mlp, _run_gated_mlp_backward, _fake_gated_mlp_backward)
+_residual_mlp = _differentiable(
+    _run_residual_mlp, _fake_residual_mlp, _run_residual_mlp_backward, _fake_residual_mlp_backward
+)

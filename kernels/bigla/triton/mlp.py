@@ -4,8 +4,14 @@ With [a, b] = W1 x, u = SiLU(a) b and y = W2 u::
 
     du = W2^T dy      db = du SiLU(a)      da = du b SiLU'(a)      dx = W1^T [da, db]
 
-The backward computes a and b again: of all that is wider than x nothing is kept.
+The backward computes a and b again: of all that is wider than x nothing is kept. Where the channels of 128 tokens fit
+into a program's registers, the sum and the norm before the network and the sum behind it are part of it, and not even u
+is written::
+
+    s = x + branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +20,25 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import sigmoid
-from .primitives import ceil_div, plain_precision
+from .norm import launch_norm, launch_norm_grad
+from .primitives import block, capability, ceil_div, plain_precision
 
 TOKENS, HIDDEN, CHANNELS, WARPS, STAGES = 128, 64, 64, 8, 3  # a program's part of u, channels at a time
+
+
+class Tile(NamedTuple):
+    """What a program of the residual MLP takes at a time, and how it runs."""
+
+    BM: int  # tokens
+    BH: int  # hidden channels
+    num_warps: int
+    num_stages: int
+
+
+WIDEST = 256  # channels of a residual MLP in one kernel
+# By block(C), for GPUs with 227 KB of shared memory a program, and with 99.
+TILES = {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)}
+SMALL_TILES = {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 16, 8, 2)}
 
 
 @triton.jit(do_not_specialize=['M'])
@@ -72,6 +94,71 @@ def launch_swiglu(x: Tensor, weight: Tensor, du: Tensor | None = None) -> tuple[
     return u, dh
 
 
+@triton.jit
+def load_sum(x, branch, at, inside):
+    return tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + tl.load(branch + at, mask=inside, other=0.0)
+
+
+@triton.jit(do_not_specialize=['M', 'L'])
+def residual_mlp_kernel(
+    x, branch, norm_weight, norm_bias, fc1, fc2, scale, y, M, L, H, eps,
+    C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr,
+    CENTER: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """y (M, C): the channels of BM tokens stay, those of u pass by. C1 + C2 >= C, since a tile's width is a power of 2.
+
+    `scale` has an entry for L tokens each.
+    """
+    first = tl.program_id(0) * BM
+    x += first.to(tl.int64) * C
+    branch += first.to(tl.int64) * C
+    y += first.to(tl.int64) * C
+    m = tl.arange(0, BM)
+    c1 = tl.arange(0, C1)
+    c2 = C1 + tl.arange(0, C2)
+    at1 = m[:, None] * C + c1[None, :]
+    at2 = m[:, None] * C + c2[None, :]
+    inside1 = (m < M - first)[:, None] & (c1 < C)[None, :]
+    inside2 = (m < M - first)[:, None] & (c2 < C)[None, :]
+    s1 = load_sum(x, branch, at1, inside1)
+    s2 = load_sum(x, branch, at2, inside2)
+    if CENTER:
+        mean = ((tl.sum(s1, 1) + tl.sum(s2, 1)) / C)[:, None]
+        s1 = tl.where(inside1, s1 - mean, 0.0)
+        s2 = tl.where(inside2, s2 - mean, 0.0)
+    r = tl.rsqrt((tl.sum(s1 * s1, 1) + tl.sum(s2 * s2, 1)) / C + eps)[:, None]
+    s1 = s1 * r * tl.load(norm_weight + c1, mask=c1 < C, other=0.0).to(tl.float32)[None, :]
+    s2 = s2 * r * tl.load(norm_weight + c2, mask=c2 < C, other=0.0).to(tl.float32)[None, :]
+    if CENTER:
+        s1 += tl.load(norm_bias + c1, mask=c1 < C, other=0.0).to(tl.float32)[None, :]
+        s2 += tl.load(norm_bias + c2, mask=c2 < C, other=0.0).to(tl.float32)[None, :]
+    n1 = s1.to(fc1.dtype.element_ty)
+    n2 = s2.to(fc1.dtype.element_ty)
+    acc1 = tl.zeros([BM, C1], tl.float32)
+    acc2 = tl.zeros([BM, C2], tl.float32)
+    h = tl.arange(0, BH)
+    for h0 in tl.range(0, H, BH):
+        at_a1 = fc1 + (h0 + h)[None, :] * C + c1[:, None]
+        at_a2 = fc1 + (h0 + h)[None, :] * C + c2[:, None]
+        some1 = (c1 < C)[:, None] & (h0 + h < H)[None, :]
+        some2 = (c2 < C)[:, None] & (h0 + h < H)[None, :]
+        a = tl.dot(n1, tl.load(at_a1, mask=some1, other=0.0))
+        a = tl.dot(n2, tl.load(at_a2, mask=some2, other=0.0), a)
+        b = tl.dot(n1, tl.load(at_a1 + H * C, mask=some1, other=0.0))
+        b = tl.dot(n2, tl.load(at_a2 + H * C, mask=some2, other=0.0), b)
+        u = (a * sigmoid(a) * b).to(fc2.dtype.element_ty)
+        at_u1 = fc2 + c1[None, :] * H + (h0 + h)[:, None]
+        at_u2 = fc2 + c2[None, :] * H + (h0 + h)[:, None]
+        acc1 = tl.dot(u, tl.load(at_u1, mask=tl.trans(some1), other=0.0), acc1)
+        acc2 = tl.dot(u, tl.load(at_u2, mask=tl.trans(some2), other=0.0), acc2)
+    if SCALED:
+        factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
+        acc1 = acc1 * factor
+        acc2 = acc2 * factor
+    tl.store(y + at1, (load_sum(x, branch, at1, inside1) + acc1).to(y.dtype.element_ty), mask=inside1)
+    tl.store(y + at2, (load_sum(x, branch, at2, inside2) + acc2).to(y.dtype.element_ty), mask=inside2)
+
+
 def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     """y (M, C) of x (M, C), W1 (2 H, C) and W2 (C, H), all of one dtype and contiguous."""
     return F.linear(launch_swiglu(x, fc1)[0], fc2)
@@ -81,3 +168,41 @@ def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Te
     """Gradients of x, W1 and W2."""
     u, dh = launch_swiglu(x, fc1, dy @ fc2)
     return dh @ fc1, dh.t() @ x, dy.t() @ u
+
+
+def fuses(C: int, inner: torch.dtype) -> bool:
+    """Whether `launch_residual_mlp` takes C channels and products of dtype `inner`."""
+    return inner != torch.float32 and C <= WIDEST
+
+
+def launch_residual_mlp(
+    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
+    """y (B, .., C), of the wider dtype of x and branch; all contiguous, scale (B,), fc1 and fc2 of one dtype."""
+    C, H = fc2.shape
+    M = x.numel() // C
+    y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    C1 = max(16, block(C) // 2)
+    tile = (TILES if capability() in (90, 100, 103) else SMALL_TILES)[max(64, block(C))]
+    if M:
+        residual_mlp_kernel[ceil_div(M, tile.BM),](
+            x, branch, norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2,
+            x if scale is None else scale, y, M, M // x.shape[0], H, eps,
+            C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, **tile._asdict(),
+        )  # fmt: skip
+    return y
+
+
+def launch_residual_mlp_grad(
+    dy: Tensor, x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x, branch, the norm's weight and bias in float32, W1 and W2."""
+    total, n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype)
+    dz = dy if scale is None else dy * scale.view(-1, *[1] * (dy.ndim - 1))
+    dn, dfc1, dfc2 = launch_mlp_grad(dz.to(fc1.dtype).view(-1, fc2.shape[0]), n.view(-1, fc2.shape[0]), fc1, fc2)
+    dx, dbranch, dw, db = launch_norm_grad(
+        dy, dn.view(dy.shape), total, norm_weight, norm_bias, eps, x.dtype, branch.dtype
+    )
+    return dx, dbranch, dw, db, dfc1, dfc2

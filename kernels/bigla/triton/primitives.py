@@ -104,6 +104,11 @@ def precision(dtype: torch.dtype) -> tuple[str, float | None]:
     return {torch.bfloat16: 'bf16', torch.float16: 'tf32', torch.float32: 'tf32x3'}[dtype], limit
 
 
+def capability() -> int:
+    """Of the GPU that kernels go to, 90 for 9.0; the interpreter's is that of the GPU that they were made for."""
+    return 90 if INTERPRETED else triton.runtime.driver.active.get_current_target().arch
+
+
 def plain_precision(dtype: torch.dtype) -> str:
     """How dots of tensors are done as they are: float32 by three of tf32, narrower ones natively."""
     return 'tf32x3' if dtype == torch.float32 and not INTERPRETED else 'ieee'

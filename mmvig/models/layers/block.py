@@ -15,8 +15,8 @@ from .precision import autocast_dtype
 class Block(nn.Module):
     """x <- x + mixer(norm(x)), then x <- x + mlp(norm(x)) (paper section 3.4).
 
-    The convolution and the linear layers inside mixer and mlp hold parameters for fused functions: what is put in
-    their place, or hooked to them, is not called.
+    `norm2` and the convolution and linear layers inside mixer and mlp hold parameters for fused functions: what is put
+    in their place, or hooked to them, is not called.
 
     Args:
         dims: channels C.
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        dtype = autocast_dtype(x)  # of what enters products; the residual stream keeps its own
-        branch = self.drop_path(self.mixer(self.norm1(x, dtype=dtype)))
-        x, y = self.norm2(x, branch, dtype)
-        return x + self.drop_path(self.mlp(y))
+        # What enters products has autocast's type; the residual stream keeps its own.
+        branch = self.drop_path(self.mixer(self.norm1(x, dtype=autocast_dtype(x))))
+        dropped = self.drop_path(x.new_ones(x.shape[0])) if self.training and self.drop_path.p > 0 else None  # (B,)
+        return self.mlp(x, branch, self.norm2, dropped)
