@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bigla import add_norm, bigla_mixer, conv_norm, depthwise_conv, gated_mlp
+from bigla import add_norm, bigla_mixer, conv_norm, depthwise_conv, gated_mlp, residual_mlp
 
 pytestmark = pytest.mark.gpu
 
@@ -70,6 +70,7 @@ def test_parts(part, dtype, derive):
 
 def block(x, branch, image, taps, more_taps, fc1, fc2, *vectors):
     """What surrounds the mixer at the sizes of ViG-T, thousands of tokens; both convolutions of its stem."""
+    x = residual_mlp(x, branch, vectors[1], vectors[2], fc1, fc2, inner=torch.bfloat16)
     x, y = add_norm(x, branch, vectors[0], dtype=torch.bfloat16)
     y = gated_mlp(y, fc1, fc2)
     z = conv_norm(image, taps, *vectors[3:], stride=8, act='silu', inner=torch.bfloat16)
