@@ -1,10 +1,10 @@
-# Digit scenes of nominal size 1536, with 14 to 34 digits each, of 24 to 576 pixels: 3 epochs of 300 scenes.
+# Digit scenes of nominal size 1536, with 14 to 34 digits each, of 24 to 576 pixels: 5 epochs of 300 scenes.
 # `python tools/digits_study.py` writes the scenes. No activation is recomputed: memory is one of the things compared.
 _base_ = './mask-rcnn_fpn_512px_digits.py'
 
 data_root = 'data/digit_scenes_1536/'
 scale = (1536, 1536)
-max_epochs = 3
+max_epochs = 5
 
 model = dict(data_preprocessor=dict(pad_size_divisor=1536), test_cfg=dict(rcnn=dict(max_per_img=60)))
 train_pipeline = [
@@ -17,7 +17,7 @@ test_pipeline = [
     dict(type='Resize', scale=scale, keep_ratio=True),
     *_base_.test_pipeline[2:],
 ]
-train_dataloader = dict(batch_size=2, num_workers=4, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+train_dataloader = dict(batch_size=2, num_workers=8, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(batch_size=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_test.json')
