@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +37,21 @@ def test_trains_tabulates_and_draws(folder, run_tool):
     header, *rows = (folder / 'study.csv').read_text().splitlines()
     assert header.startswith('task,backbone,') and len(rows) == 3
     assert (folder / 'study.png').stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_sigterm_lets_trainings_save(folder):
+    options = [*OPTIONS, 'train_cfg.max_epochs=10000']
+    command = [sys.executable, ROOT / 'tools/digits_study.py', CONFIGS[1], '--cfg-options', *options]
+    study = subprocess.Popen(command)
+    work_dir = folder / 'work_dirs/digits_study' / CONFIGS[1].stem
+    for _ in range(600):
+        if (work_dir / 'console.txt').exists() and 'train  iter' in (work_dir / 'console.txt').read_text():
+            break
+        time.sleep(0.1)
+    study.send_signal(signal.SIGTERM)
+    assert study.wait(60) == 143
+    assert (work_dir / 'last_checkpoint').exists() and not (work_dir / 'complete.json').exists()
 
 
 def test_no_time(folder, run_tool):
