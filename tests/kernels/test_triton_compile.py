@@ -189,8 +189,9 @@ def test_block_parts(arch, compiled, tmp_path):
         launch_norm(x, y, empty(C), empty(C), 1e-5, BF16)
         launch_norm_grad(x, y, x, empty(C), empty(C), 1e-5, torch.float32, BF16)
         launch_swiglu(y, empty(2 * H, C, dtype=BF16))
+        many = empty(9, 2000, C), empty(9, 2000, C, dtype=BF16)
         launch_residual_mlp(
-            x, y, empty(C), empty(C), empty(2 * H, C, dtype=BF16), empty(C, H, dtype=BF16), empty(1000), 1e-5
+            *many, empty(C), empty(C), empty(2 * H, C, dtype=BF16), empty(C, H, dtype=BF16), empty(9), 1e-5
         )
         launch_swiglu(y, empty(2 * H, C, dtype=BF16), empty(1000, H, dtype=BF16))
     image, vectors = empty(2, 3, 90, 70).permute(0, 2, 3, 1), [empty(96)] * 3

@@ -9,7 +9,7 @@ _base_ = [
 norm_cfg = dict(type='BN')
 class_weight = [0.1] + [1.0] * 10  # nine pixels in ten are background
 model = dict(
-    data_preprocessor=dict(size=(224, 224)),
+    data_preprocessor=dict(size=(224, 224), seg_pad_val=0),  # weights know no pixels to be left out
     backbone=dict(_delete_=True, type='mmvig.ViGH', arch='tiny', drop_path_rate=0.0),
     decode_head=dict(num_classes=11, channels=256, norm_cfg=norm_cfg, loss_decode=dict(class_weight=class_weight)),
     auxiliary_head=dict(num_classes=11, norm_cfg=norm_cfg, loss_decode=dict(class_weight=class_weight)),

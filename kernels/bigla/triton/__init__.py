@@ -428,7 +428,7 @@ def _run_residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         return launch_residual_mlp(*_dense(inner, x, branch, norm_weight, norm_bias, fc1, fc2, scale), eps)
 
 

@@ -36,8 +36,9 @@ class Tile(NamedTuple):
 
 
 WIDEST = 256  # channels of a residual MLP in one kernel
+FEWEST = 12288  # tokens: fewer do not fill a large GPU, and take longer in one kernel than in three
 # By block(C), for GPUs with 227 KB of shared memory a program, and with 99.
-TILES = {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(128, 32, 8, 2)}
+TILES = {64: Tile(128, 64, 8, 2), 128: Tile(64, 32, 4, 3), 256: Tile(128, 32, 8, 3)}
 SMALL_TILES = {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 16, 8, 2)}
 
 
@@ -107,7 +108,8 @@ def residual_mlp_kernel(
 ):  # fmt: skip
     """y (M, C): the channels of BM tokens stay, those of u pass by. C1 + C2 >= C, since a tile's width is a power of 2.
 
-    `scale` has an entry for L tokens each.
+    `scale` has an entry for L tokens each. Of the first product, columns 2 j and 2 j + 1 are a and b of one hidden
+    channel, in an order of channels that leaves each thread with the entries of u that it needs for the second.
     """
     first = tl.program_id(0) * BM
     x += first.to(tl.int64) * C
@@ -116,12 +118,12 @@ def residual_mlp_kernel(
     m = tl.arange(0, BM)
     c1 = tl.arange(0, C1)
     c2 = C1 + tl.arange(0, C2)
-    at1 = m[:, None] * C + c1[None, :]
-    at2 = m[:, None] * C + c2[None, :]
+    at_s1 = m[:, None] * C + c1[None, :]
+    at_s2 = m[:, None] * C + c2[None, :]
     inside1 = (m < M - first)[:, None] & (c1 < C)[None, :]
     inside2 = (m < M - first)[:, None] & (c2 < C)[None, :]
-    s1 = load_sum(x, branch, at1, inside1)
-    s2 = load_sum(x, branch, at2, inside2)
+    s1 = load_sum(x, branch, at_s1, inside1)
+    s2 = load_sum(x, branch, at_s2, inside2)
     if CENTER:
         mean = ((tl.sum(s1, 1) + tl.sum(s2, 1)) / C)[:, None]
         s1 = tl.where(inside1, s1 - mean, 0.0)
@@ -137,26 +139,31 @@ def residual_mlp_kernel(
     acc1 = tl.zeros([BM, C1], tl.float32)
     acc2 = tl.zeros([BM, C2], tl.float32)
     h = tl.arange(0, BH)
+    j = tl.arange(0, 2 * BH) // 2
+    j = (
+        j // 8 * 8 + j % 4 * 2 + j % 8 // 4
+    )  # of eight, thread t of four has columns t and t + 4, and needs 2 t, 2 t + 1
+    row = j + tl.arange(0, 2 * BH) % 2 * H
     for h0 in tl.range(0, H, BH):
-        at_a1 = fc1 + (h0 + h)[None, :] * C + c1[:, None]
-        at_a2 = fc1 + (h0 + h)[None, :] * C + c2[:, None]
-        some1 = (c1 < C)[:, None] & (h0 + h < H)[None, :]
-        some2 = (c2 < C)[:, None] & (h0 + h < H)[None, :]
-        a = tl.dot(n1, tl.load(at_a1, mask=some1, other=0.0))
-        a = tl.dot(n2, tl.load(at_a2, mask=some2, other=0.0), a)
-        b = tl.dot(n1, tl.load(at_a1 + H * C, mask=some1, other=0.0))
-        b = tl.dot(n2, tl.load(at_a2 + H * C, mask=some2, other=0.0), b)
-        u = (a * sigmoid(a) * b).to(fc2.dtype.element_ty)
-        at_u1 = fc2 + c1[None, :] * H + (h0 + h)[:, None]
-        at_u2 = fc2 + c2[None, :] * H + (h0 + h)[:, None]
-        acc1 = tl.dot(u, tl.load(at_u1, mask=tl.trans(some1), other=0.0), acc1)
-        acc2 = tl.dot(u, tl.load(at_u2, mask=tl.trans(some2), other=0.0), acc2)
+        at1 = fc1 + (h0 + row)[None, :] * C + c1[:, None]
+        at2 = fc1 + (h0 + row)[None, :] * C + c2[:, None]
+        some = (h0 + j < H)[None, :]
+        p = tl.dot(n1, tl.load(at1, mask=(c1 < C)[:, None] & some, other=0.0))
+        p = tl.dot(n2, tl.load(at2, mask=(c2 < C)[:, None] & some, other=0.0), p)
+        a, b = tl.split(tl.reshape(p, [BM, BH, 2]))
+        u = tl.reshape((a * sigmoid(a) * b).to(fc2.dtype.element_ty), [BM, BH // 8, 2, 4])
+        u = tl.reshape(tl.permute(u, (0, 1, 3, 2)), [BM, BH])
+        at1 = fc2 + c1[None, :] * H + (h0 + h)[:, None]
+        at2 = fc2 + c2[None, :] * H + (h0 + h)[:, None]
+        some = (h0 + h < H)[:, None]
+        acc1 = tl.dot(u, tl.load(at1, mask=some & (c1 < C)[None, :], other=0.0), acc1)
+        acc2 = tl.dot(u, tl.load(at2, mask=some & (c2 < C)[None, :], other=0.0), acc2)
     if SCALED:
         factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
         acc1 = acc1 * factor
         acc2 = acc2 * factor
-    tl.store(y + at1, (load_sum(x, branch, at1, inside1) + acc1).to(y.dtype.element_ty), mask=inside1)
-    tl.store(y + at2, (load_sum(x, branch, at2, inside2) + acc2).to(y.dtype.element_ty), mask=inside2)
+    tl.store(y + at_s1, (load_sum(x, branch, at_s1, inside1) + acc1).to(y.dtype.element_ty), mask=inside1)
+    tl.store(y + at_s2, (load_sum(x, branch, at_s2, inside2) + acc2).to(y.dtype.element_ty), mask=inside2)
 
 
 def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
@@ -182,16 +189,31 @@ def launch_residual_mlp(
     """y (B, .., C), of the wider dtype of x and branch; all contiguous, scale (B,), fc1 and fc2 of one dtype."""
     C, H = fc2.shape
     M = x.numel() // C
+    if M < FEWEST:
+        return _launch_apart(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps)
     y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     C1 = max(16, block(C) // 2)
     tile = (TILES if capability() in (90, 100, 103) else SMALL_TILES)[max(64, block(C))]
-    if M:
-        residual_mlp_kernel[ceil_div(M, tile.BM),](
-            x, branch, norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2,
-            x if scale is None else scale, y, M, M // x.shape[0], H, eps,
-            C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, **tile._asdict(),
-        )  # fmt: skip
+    residual_mlp_kernel[ceil_div(M, tile.BM),](
+        x, branch, norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2,
+        x if scale is None else scale, y, M, M // x.shape[0], H, eps,
+        C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, **tile._asdict(),
+    )  # fmt: skip
     return y
+
+
+def _launch_apart(
+    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
+    """`launch_residual_mlp` by the kernels of its parts."""
+    total, n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype)
+    z = launch_mlp(n.view(-1, fc2.shape[0]), fc1, fc2).view(total.shape)
+    return total.add_(z if scale is None else z * _by_sample(scale, z))
+
+
+def _by_sample(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (like.ndim - 1))
 
 
 def launch_residual_mlp_grad(
@@ -199,10 +221,10 @@ def launch_residual_mlp_grad(
     scale: Tensor | None, eps: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, branch, the norm's weight and bias in float32, W1 and W2."""
-    total, n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype)
-    dz = dy if scale is None else dy * scale.view(-1, *[1] * (dy.ndim - 1))
+    n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype, keep=False)[1]
+    dz = dy if scale is None else dy * _by_sample(scale, dy)
     dn, dfc1, dfc2 = launch_mlp_grad(dz.to(fc1.dtype).view(-1, fc2.shape[0]), n.view(-1, fc2.shape[0]), fc1, fc2)
     dx, dbranch, dw, db = launch_norm_grad(
-        dy, dn.view(dy.shape), total, norm_weight, norm_bias, eps, x.dtype, branch.dtype
+        dy, dn.view(dy.shape), x, norm_weight, norm_bias, eps, x.dtype, branch.dtype, branch=branch
     )
     return dx, dbranch, dw, db, dfc1, dfc2

@@ -33,16 +33,19 @@ def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
 @triton.jit(do_not_specialize=['N'])
 def norm_kernel(
     x, branch, weight, bias, total, y, N, eps,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr,
+    ADD: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """y, and with ADD the sum too."""
+    """y, of the sum with ADD, which KEEP writes too."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BC)
     inside = (n < N)[:, None] & (c < C)[None, :]
     at = n.to(tl.int64)[:, None] * C + c[None, :]
     s = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        s = (s + tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
+        s = s + tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+    if KEEP:
+        s = s.to(total.dtype.element_ty)
         tl.store(total + at, s, mask=inside)
         s = s.to(tl.float32)
     s, r = standardize(s, inside, C, eps, CENTER)
@@ -54,11 +57,14 @@ def norm_kernel(
 
 @triton.jit(do_not_specialize=['N'])
 def norm_grad_kernel(
-    dtotal, dy, total, weight, bias, dx, dbranch, parts, N, eps,
+    dtotal, dy, total, branch, weight, bias, dx, dbranch, parts, N, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr,
-    ADD: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
+    ADD: tl.constexpr, SUM: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """dx, with ADD dbranch too, and this program's sums of dw and db over WALK tiles of rows."""
+    """dx, with ADD dbranch too, and this program's sums of dw and db over WALK tiles of rows.
+
+    SUM: `total` lacks the branch.
+    """
     c = tl.arange(0, BC)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     dw = tl.zeros([ROWS, BC], tl.float32)  # summed up at the end: over rows, threads have to meet
@@ -67,7 +73,10 @@ def norm_grad_kernel(
         n = (tl.program_id(0) * WALK + j) * ROWS + tl.arange(0, ROWS)
         inside = (n < N)[:, None] & (c < C)[None, :]
         at = n.to(tl.int64)[:, None] * C + c[None, :]
-        u, r = standardize(tl.load(total + at, mask=inside, other=0.0).to(tl.float32), inside, C, eps, CENTER)
+        s = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
+        if SUM:
+            s = s + tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+        u, r = standardize(s, inside, C, eps, CENTER)
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         if ACT != '':
             z = u * w
@@ -98,29 +107,37 @@ def tiles(C: int) -> dict[str, int]:
 
 def launch_norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
-    act: str = '',
+    act: str = '', keep: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The sum, of the wider dtype of x and branch, or x itself where there is no branch; and y of `dtype`."""
+    """The sum, of the wider dtype of x and branch, and y of `dtype`.
+
+    The sum is x itself where there is no branch, or where it is not to be kept.
+    """
     center = bias is not None
     C = x.shape[-1]
     N = x.numel() // C
     weight, bias = weight.contiguous(), weight if bias is None else bias.contiguous()
-    total = x if branch is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    keep = keep and branch is not None
+    total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype)) if keep else x
     y = torch.empty_like(x, dtype=dtype)
     tile = tiles(C)
     if N:
         norm_kernel[ceil_div(N, tile['ROWS']),](
             x, x if branch is None else branch, weight, bias, total, y, N, eps,
-            ADD=branch is not None, CENTER=center, ACT=act, **tile,
+            ADD=branch is not None, KEEP=keep, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return total, y
 
 
 def launch_norm_grad(
     dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
-    x_dtype: torch.dtype, branch_dtype: torch.dtype | None, act: str = '',
+    x_dtype: torch.dtype, branch_dtype: torch.dtype | None, act: str = '', branch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, dbranch (dx itself where there is none), and dw and db (C) in float32."""
+    """dx, dbranch (dx itself where there is none), and dw and db (C) in float32.
+
+    Args:
+        branch: what `total` lacks of the sum; None: nothing.
+    """
     C = total.shape[-1]
     N = total.numel() // C
     center = bias is not None
@@ -132,7 +149,7 @@ def launch_norm_grad(
     parts = total.new_empty(programs, 2 * C, dtype=torch.float32)
     if N:
         norm_grad_kernel[programs,](
-            dy if dtotal is None else dtotal, dy, total, weight, bias, dx, dbranch, parts, N, eps,
-            WALK=WALK, ADD=dtotal is not None, CENTER=center, ACT=act, **tile,
+            dy if dtotal is None else dtotal, dy, total, total if branch is None else branch, weight, bias, dx, dbranch,
+            parts, N, eps, WALK=WALK, ADD=dtotal is not None, SUM=branch is not None, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return dx, dbranch, *sum_rows(parts, 2)

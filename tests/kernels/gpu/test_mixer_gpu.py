@@ -7,6 +7,12 @@ from bigla import add_norm, bigla_mixer, conv_norm, depthwise_conv, gated_mlp, r
 
 pytestmark = pytest.mark.gpu
 
+
+@pytest.fixture(autouse=True)
+def _fused_however_few(monkeypatch):
+    monkeypatch.setattr('bigla.triton.mlp.FEWEST', 0)
+
+
 DTYPES = pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16'])
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 
