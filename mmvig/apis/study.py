@@ -72,7 +72,6 @@ class Result(NamedTuple):
     backbone: str
     parameters: float  # millions
     metrics: dict[str, float]  # by the names in METRICS, from 0 to 1
-    iterations: int
     seconds: float  # an iteration
     waiting: float  # of these, for data
     memory: float | None  # GiB at most; None without a GPU
@@ -87,7 +86,6 @@ class Result(NamedTuple):
             'backbone': self.backbone,
             'parameters, M': f'{self.parameters:.1f}',
             **{name: f'{self.metrics[name]:.3f}' if name in self.metrics else '' for name in METRICS},
-            'iterations': self.iterations,
             'ms an iteration': f'{1000 * self.seconds:.0f}',
             'ms waiting for data': f'{1000 * self.waiting:.0f}',
             'memory, GiB': '' if self.memory is None else f'{self.memory:.1f}',
@@ -242,7 +240,6 @@ def read_result(training: Training) -> Result:
         backbone=training.backbone,
         parameters=sum(p.numel() for p in build(Config.fromfile(training.config)).parameters()) / 1e6,
         metrics=_metrics(history),
-        iterations=history.train[-1]['iter'],
         seconds=median(row['time'] for row in timed),
         waiting=median(row['data_time'] for row in timed),
         memory=max(memory) / 1024 if memory else None,
