@@ -1,6 +1,6 @@
 """Tests a checkpoint at each of several resolutions of the test images: how accuracy fares where it was not trained.
 
-    python tools/test_resolutions.py CONFIG CHECKPOINT --sizes 512 1024 2048 --name vigh-gla-tiny --out accuracies.csv
+    python tools/resolution_study.py CONFIG CHECKPOINT --sizes 512 1024 2048 --name vigh-gla-tiny --out accuracies.csv
 
 The file gets a row a size: model, size, accuracy and the name of the metric. Rows of other models stay in it: one file
 makes a figure (`tools/benchmark.py --accuracy`).
