@@ -4,7 +4,7 @@
 #     bash benchmarks/gpu.sh FOLDER [STEP ...]
 #
 # PYTHON is the interpreter (.venv/bin/python unless set). A machine without git sets COMMIT. Steps, and minutes they take:
-#   tests 3, random 10, half 6     the tests that need a GPU; random cases; 2,000 training steps in half precision
+#   tests 6, random 10, half 4     the tests that need a GPU; random cases; 2,000 training steps in half precision
 #   kernels 2, fla 8               the operator beside attention and the copy floor; beside flash-linear-attention
 #   deit 6, pyramid 4, mask-rcnn 3, resolution 5   backbones beside their peers
 #   profile 2                      where the time of ViG-T and ViG-H-T goes
@@ -37,9 +37,9 @@ full=configs/mmdet/digits/mask-rcnn
 bench=kernels/benchmarks/bench_bigla.py
 for name in ${@:-tests kernels deit pyramid mask-rcnn profile digits}; do
     case $name in
-        tests) step tests 6 "$python" -m pytest -q -n 6 -m 'gpu and not slow' ;;
-        random) step random 12 "$python" -m pytest -q -n 6 -m gpu tests/kernels/gpu/test_random_cases_gpu.py ;;
-        half) step half 10 "$python" -m pytest -q -s -m gpu tests/engine/test_half_precision.py ;;
+        tests) step tests 10 "$python" -m pytest -q -n 12 -m 'gpu and not slow' ;;
+        random) step random 12 "$python" -m pytest -q -n 12 -m gpu tests/kernels/gpu/test_random_cases_gpu.py ;;
+        half) step half 10 "$python" -m pytest -q -n 4 -m gpu tests/engine/test_half_precision.py ;;
         kernels) step kernels 4 "$python" $bench --impls ours copy sdpa --out "$out/results.csv" ;;
         fla) step fla 15 "$python" $bench --timeout 800 --out "$out/results.csv" ;;
         deit | pyramid | mask-rcnn | resolution)
