@@ -13,6 +13,8 @@ import csv
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
@@ -58,13 +60,15 @@ def main() -> None:
         if not Path(folder).exists() and any(re.search(f"{folder}['/]", text) for text in settings):
             print(f'Writing {recipe.train + recipe.test} scenes into {folder} ...', flush=True)
             make_digit_scenes(folder, recipe, workers=args.workers)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # trainings are processes apart: they are told to stop
-    failed = train_all(
-        trainings,
-        seconds=60 * args.minutes,
-        options=args.cfg_options,
-        say=lambda line: print(line, flush=True),
-    )
+    signals = []
+    with heeding(signals):
+        failed = train_all(
+            trainings,
+            seconds=60 * args.minutes,
+            options=args.cfg_options,
+            say=lambda line: print(line, flush=True),
+            stop=lambda: signals,
+        )
     rows = [result.row() for result in results(trainings)]
     if rows:
         out = args.out or args.work_dir / 'digits_study.csv'
@@ -80,8 +84,23 @@ def main() -> None:
             table.add_row(*(str(row[name]) for name in shown))
         Console(width=200).print(table)
         print(f'{len(rows)} of {len(trainings)} trainings are complete: {out}, {picture}')
+    if signals:
+        sys.exit(128 + signals[0])
     if failed:
         sys.exit(f'{len(failed)} trainings failed: {", ".join(training.name for training in failed)}')
+
+
+@contextmanager
+def heeding(signals: list[int]) -> Iterator[None]:
+    """Gathers SIGINT and SIGTERM: trainings are processes apart, which have to be told."""
+    before = {
+        number: signal.signal(number, lambda n, _: signals.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == '__main__':

@@ -2,11 +2,12 @@
 
     python tools/resolution_study.py CONFIG CHECKPOINT --sizes 512 1024 2048 --name vigh-gla-tiny --out accuracies.csv
 
-The file gets a row a size: model, size, accuracy and the name of the metric. Rows of other models stay in it: one file
-makes a figure (`tools/benchmark.py --accuracy`).
+The file gets a row a size: model, size, accuracy and the name of the metric. Its other rows stay: one file makes a
+figure (`tools/benchmark.py --accuracy`).
 """
 
 import argparse
+import copy
 import csv
 import sys
 from pathlib import Path
@@ -33,55 +34,69 @@ def main() -> None:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--sizes', nargs='+', type=int, required=True, metavar='PIXELS', help='sides of a square')
     parser.add_argument('--name', help='of the model in the file (default: that of the config)')
-    parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='rows of other models in it stay')
+    parser.add_argument('--out', type=Path, required=True, metavar='CSV', help='its other rows stay')
     parser.add_argument('--work-dir', help='where the logs go (default: work_dirs/<config name>)')
     settings.add_cfg_options(parser)
     args = parser.parse_args()
     name = args.name or Path(args.config).stem
-    rows = []
     try:
+        rows = read(args.out)
         cfg = settings.load_config(
             args.config, options=args.cfg_options, work_dir=args.work_dir, launcher='none', say=say
         )
         settings.set_dataloader_defaults(cfg)
         cfg.load_from, cfg.resume = args.checkpoint, False
         check_paths(cfg, 'test')
-        for size in args.sizes:
-            metrics = build_runner(at_size(cfg, size)).test()
-            metric, accuracy = headline(metrics)
-            rows.append(dict(model=name, size=size, accuracy=f'{accuracy:.4f}', metric=metric))
+        resized = {size: at_size(cfg, size) for size in args.sizes}
+        for size, this in resized.items():
+            this.experiment_name = f'{Path(args.config).stem}_{size}'
+            metric, accuracy = headline(build_runner(this).test())
             say(f'{name}, {size} pixels: {metric} {accuracy:.4f}')
+            rows = [row for row in rows if (row['model'], row['size']) != (name, str(size))]
+            rows.append(dict(model=name, size=str(size), accuracy=f'{accuracy:.4f}', metric=metric))
             write(rows, args.out)
     except (SetupError, CheckpointError) as error:
         sys.exit(f'{error}')
     table = Table(*COLUMNS)
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*row.values())
     Console().print(table)
 
 
 def at_size(cfg: Config, size: int) -> Config:
-    """The config, whose test images are resized to fit into a square of `size` pixels and padded to multiples of 32.
+    """The config with other test images: resized to fit into a square of `size` pixels, and padded to multiples of 32.
+
+    Where its pipeline crops a square from the middle, that has `size` pixels of a picture larger in proportion.
 
     Raises:
-        SetupError: the size is below 32, or no step of the test pipeline resizes.
+        SetupError: the size is below 32, or the test pipeline has neither Resize nor ResizeEdge and CenterCrop.
     """
     if size < 32:
         raise SetupError(f'--sizes must be at least 32 pixels, got {size}')
-    cfg = Config(cfg.to_dict())
-    steps = [step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize']
-    if not steps:
-        raise SetupError('test_dataloader.dataset.pipeline must have a Resize for --sizes to set, it has none')
-    for step in steps:
-        step.scale = (size, size)
+    cfg = copy.deepcopy(cfg)
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset.dataset
+    steps = {step.type: step for step in dataset.get('pipeline', [])}
+    if 'Resize' in steps:
+        steps['Resize'].scale = (size, size)
+    elif {'ResizeEdge', 'CenterCrop'} <= set(steps):
+        edge, crop = steps['ResizeEdge'], steps['CenterCrop']
+        edge.scale, crop.crop_size = round(size * edge.scale / crop.crop_size), size
+    else:
+        raise SetupError(
+            f'test_dataloader.dataset.pipeline must have Resize, or ResizeEdge and CenterCrop, for --sizes to set: '
+            f'it has {", ".join(map(str, steps)) or "no steps"}'
+        )
     if 'pad_size_divisor' in cfg.model.get('data_preprocessor', {}):
         cfg.model.data_preprocessor.pad_size_divisor = 32
-    cfg.experiment_name = f'{Path(cfg.filename or "test").stem}_{size}'
     return cfg
 
 
 def headline(metrics: dict[str, float]) -> tuple[str, float]:
     """The first metric of `METRICS` that a library logged, and its value from 0 to 1."""
+    if not metrics:  # so mmdet says that nothing was found
+        return 'box AP', 0.0
     for name, (key, perfect) in METRICS.items():
         if key in metrics:
             return name, metrics[key] / perfect
@@ -90,17 +105,33 @@ def headline(metrics: dict[str, float]) -> tuple[str, float]:
     )
 
 
-def write(rows: list[dict], path: Path) -> None:
-    """Writes the rows and keeps those of other models."""
-    others = []
-    if path.exists():
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of the file, none where there is none.
+
+    Raises:
+        SetupError: it is no file of this tool, or none can be there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            return []
         with path.open(newline='') as stream:
-            others = [row for row in csv.DictReader(stream) if row['model'] != rows[0]['model']]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as stream:
+            reader = csv.DictReader(stream)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise SetupError(f'--out: {path} has the columns {reader.fieldnames}, not {COLUMNS}: name another file')
+            return list(reader)
+    except OSError as error:
+        raise SetupError(f'--out: {path} cannot be written: {error}') from error
+
+
+def write(rows: list[dict[str, str]], path: Path) -> None:
+    """In place of the file, once all of it is written."""
+    part = path.with_name(f'{path.name}.part')
+    with part.open('w', newline='') as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator='\n')
         writer.writeheader()
-        writer.writerows(others + rows)
+        writer.writerows(rows)
+    part.replace(path)
 
 
 if __name__ == '__main__':

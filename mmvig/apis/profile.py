@@ -24,6 +24,7 @@ __all__ = ['CATEGORIES', 'Kernel', 'by_category', 'category', 'kernels_of_trace'
 
 # The first that has one of its words in the name of the kernel or of its operator.
 CATEGORIES = {
+    'gated MLP': ('mlp', 'swiglu'),
     'bigla': ('bigla', 'gla_'),
     'attention': ('flash', 'fmha', 'attention', 'sdpa'),
     'copy': ('memcpy', 'memset', 'copy_', 'aten::contiguous', 'aten::clone', 'aten::cat', 'aten::fill_', 'aten::zero_'),

@@ -102,6 +102,7 @@ def train_all(
     options: Sequence[str] = (),
     say: Callable[[str], None] = print,
     interval: float = 20.0,
+    stop: Callable[[], object] = lambda: False,
 ) -> list[Training]:
     """Runs tools/train.py on each that is not complete, in their order, one a visible GPU, or one alone without GPUs.
 
@@ -111,6 +112,7 @@ def train_all(
         seconds: then trainings are told to save and stop, and no other begins.
         options: `--cfg-options` for all of them.
         say: is told what begins and ends and, every `interval` seconds, how far the running ones are.
+        stop: is asked, several times a second, whether the time is over already.
 
     Returns:
         Those that failed; a training that was stopped has not.
@@ -123,9 +125,10 @@ def train_all(
     try:
         while running or (waiting and not stopping):
             now = time.monotonic() - start
-            if now >= seconds and not stopping:
+            if not stopping and (now >= seconds or stop()):
                 stopping = True
-                say(f'{seconds:.0f} s are over: {len(running)} running and {len(waiting)} waiting trainings stop.')
+                why = f'{seconds:.0f} s are over' if now >= seconds else f'Told to stop after {now:.0f} s'
+                say(f'{why}: {len(running)} running and {len(waiting)} waiting trainings stop.')
                 _stop(running.values())
             while free and waiting and not stopping:
                 device = free.pop(0)

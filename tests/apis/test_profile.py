@@ -91,6 +91,7 @@ def test_arithmetic_is_a_floor_too():
     'name, operator, expected',
     [
         ('_forward_kernel', 'bigla::forward', 'bigla'),
+        ('residual_mlp_kernel', 'bigla_residual_mlp', 'gated MLP'),
         ('pytorch_flash::flash_fwd_kernel', 'aten::_flash_attention_forward', 'attention'),
         ('vectorized_layer_norm_kernel', 'aten::native_layer_norm', 'norm'),
         ('nvjet_tst_128x64', 'aten::addmm', 'matrix product'),

@@ -330,7 +330,30 @@ def test_half_a_block_with_dropped_samples(C, fewest, bias, half_block, derive, 
     assert got[0].dtype == torch.float32 and got[0][1].equal((x + tensors[1])[1])
 
 
-@pytest.mark.parametrize('part', ['layer', 'layer alone', 'mlp', 'half block', 'image'], indirect=True)
+def test_half_a_block_as_one_operator(half_block, derive, monkeypatch):
+    """In graphs of any size; vectors of any stride; no samples; no second derivative."""
+    launched, launch = [], kernels.launch_residual_mlp
+    monkeypatch.setattr(kernels, 'launch_residual_mlp', lambda *args: launched.append(args) or launch(*args))
+    x, branch, *parameters, scale = half_block(3, 20, 48, H=24, bias=True, scale=True)
+
+    def run(*tensors):
+        factors = torch.stack([scale, scale], 1)[: len(tensors[0]), 0]  # not dense
+        return (residual_mlp(*tensors, factors, inner=torch.float16, impl='triton'),)
+
+    tensors = [x, branch, *(torch.stack([p, p], 1)[:, 0] for p in parameters[:2]), *parameters[2:]]
+    want = derive(run, [x, branch, *parameters])
+    for fn in (run, torch.compile(run, fullgraph=True, backend='aot_eager', dynamic=True)):
+        for a, b in zip(derive(fn, tensors), want, strict=True):
+            torch.testing.assert_close(a, b)
+    assert len(launched) == 3
+    assert run(x[:0], branch[:0], *parameters)[0].shape == (0, 20, 48)
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(run(x, branch, *parameters)[0].sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="impl='chunked'"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize('part', ['layer', 'layer alone', 'mlp', 'image'], indirect=True)
 def test_block_parts_in_graphs(part, derive):
     """As operators: whole graphs for any size, the same numbers, no second derivative."""
     fn, tensors = part

@@ -43,14 +43,15 @@ def test_trains_tabulates_and_draws(folder, run_tool):
 def test_sigterm_lets_trainings_save(folder):
     options = [*OPTIONS, 'train_cfg.max_epochs=10000']
     command = [sys.executable, ROOT / 'tools/digits_study.py', CONFIGS[1], '--cfg-options', *options]
-    study = subprocess.Popen(command)
+    study = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     work_dir = folder / 'work_dirs/digits_study' / CONFIGS[1].stem
     for _ in range(600):
         if (work_dir / 'console.txt').exists() and 'train  iter' in (work_dir / 'console.txt').read_text():
             break
         time.sleep(0.1)
     study.send_signal(signal.SIGTERM)
-    assert study.wait(60) == 143
+    said = study.communicate(timeout=60)[0]
+    assert study.returncode == 143 and 'Told to stop' in said and 'has stopped, and goes on with the next call' in said
     assert (work_dir / 'last_checkpoint').exists() and not (work_dir / 'complete.json').exists()
 
 

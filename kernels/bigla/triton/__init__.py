@@ -130,7 +130,7 @@ def residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """`api.residual_mlp`, in one kernel where that fits, for an x that :func:`unsupported_tensor` takes."""
+    """`api.residual_mlp`, as one operator where a kernel fits, for an x that :func:`unsupported_tensor` takes."""
     if not fuses(x.shape[-1], inner):
         return compose_residual_mlp(add_norm, gated_mlp, x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)
     return _residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)

@@ -74,6 +74,29 @@ def test_parts(part, dtype, derive):
         assert mine <= 2 * theirs + 2 * ROUNDING[dtype], (i, mine, theirs)
 
 
+@pytest.mark.parametrize('bias', [True, False], ids=['LayerNorm', 'RMSNorm'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+@pytest.mark.parametrize('C, fewest', [(64, 0), (96, 0), (192, 0), (256, 0), (192, 10**9)])
+def test_half_a_block(C, fewest, dtype, bias, half_block, derive, monkeypatch):
+    """As `check`, with samples dropped, in the float32 stream that autocast leaves; compiled, too."""
+    monkeypatch.setattr('bigla.triton.mlp.FEWEST', fewest)
+    x, branch, *parameters, scale = half_block(3, 700, C, H=256, bias=bias, scale=True)
+    scale[1] = 0
+    tensors = [None if t is None else t.cuda() for t in (x, branch.to(dtype), *parameters)]
+
+    def run(impl):
+        return lambda *t: (residual_mlp(*t, scale.to(t[0]), eps=1e-5, inner=dtype, impl=impl),)
+
+    want = derive(run('reference'), [None if t is None else t.double() for t in tensors])
+    got, peer = (derive(run(impl), tensors) for impl in ('triton', 'chunked'))
+    for i, (a, b, c) in enumerate(zip(got, peer, want, strict=True)):
+        mine, theirs = ((t.double() - c).norm() / c.norm() for t in (a, b))
+        assert mine <= 2 * theirs + 2 * ROUNDING[dtype], (i, mine, theirs)
+    torch._dynamo.reset()
+    for a, b in zip(derive(torch.compile(run('triton'), fullgraph=True, dynamic=True), tensors), got, strict=True):
+        assert a.equal(b)
+
+
 def block(x, branch, image, taps, more_taps, fc1, fc2, *vectors):
     """What surrounds the mixer at the sizes of ViG-T, thousands of tokens; both convolutions of its stem."""
     x = residual_mlp(x, branch, vectors[1], vectors[2], fc1, fc2, inner=torch.bfloat16)
