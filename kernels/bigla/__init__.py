@@ -1,6 +1,16 @@
 """Bidirectional gated linear attention (BiGLA), the operator of ViG, and what its blocks fuse around it."""
 
-from .api import add_norm, bigla, bigla_mixer, conv_norm, debug, depthwise_conv, gated_mlp, residual_mlp
+from .api import (
+    add_norm,
+    bigla,
+    bigla_mixer,
+    conv_norm,
+    debug,
+    depthwise_conv,
+    gated_mlp,
+    norm_depthwise_conv,
+    residual_mlp,
+)
 
 __all__ = [
     'add_norm',
@@ -10,5 +20,6 @@ __all__ = [
     'debug',
     'depthwise_conv',
     'gated_mlp',
+    'norm_depthwise_conv',
     'residual_mlp',
 ]

@@ -26,6 +26,7 @@ __all__ = [
     'debug',
     'depthwise_conv',
     'gated_mlp',
+    'norm_depthwise_conv',
     'residual_mlp',
 ]
 
@@ -204,16 +205,70 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, act: bool = False, impl: str | 
     """
     _validate_tensors({'x': x, 'weight': weight})
     _validate_impl(impl)
-    if x.ndim != 4:
-        raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
-    if weight.shape != (x.shape[-1], 1, 3, 3):
-        raise ValueError(f'weight must have shape {(x.shape[-1], 1, 3, 3)}, got {tuple(weight.shape)}')
+    _validate_depthwise(x, weight)
     chosen = _choose(impl, x, lambda triton: triton.unsupported_tensor(x, 'x'))
     if chosen == 'triton':
         from . import triton
 
         return triton.depthwise_conv(x, weight, act)
     return (reference if chosen == 'reference' else composed).depthwise_conv(x, weight, act)
+
+
+def norm_depthwise_conv(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    *,
+    act: bool = False,
+    eps: float = 1e-6,
+    inner: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """The norm of :func:`add_norm` and the convolution of :func:`depthwise_conv`: ``y = conv(norm(x))``.
+
+    ``'triton'`` keeps x alone for the backward, which makes the norm again.
+
+    Args:
+        x: (B, H, W, C); float16, bfloat16, float32 or float64.
+        norm_weight: (C,), of the norm; any of these dtypes.
+        norm_bias: (C,) for LayerNorm, None for RMSNorm.
+        weight: (C, 1, 3, 3), of the convolution.
+        act: SiLU of the convolution.
+        eps: Added to the mean square.
+        inner: The dtype of the norm, which is convolved, x's when None; ``'reference'`` has float32 or wider.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        y (B, H, W, C), of dtype inner.
+
+    Raises:
+        TypeError: An argument is no tensor, or a dtype is none of these.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
+    """
+    tensors = {'x': x, 'norm_weight': norm_weight, 'norm_bias': norm_bias, 'weight': weight}
+    _validate_tensors({name: t for name, t in tensors.items() if t is not None or name != 'norm_bias'})
+    _validate_impl(impl)
+    inner = inner or x.dtype
+    if inner not in _DTYPES:
+        raise TypeError(f'inner must be float16, bfloat16, float32 or float64, got {inner}')
+    _validate_depthwise(x, weight)
+    for name in ('norm_weight', 'norm_bias'):
+        if tensors[name] is not None and tensors[name].shape != x.shape[-1:]:
+            raise ValueError(f'{name} must have shape {tuple(x.shape[-1:])}, got {tuple(tensors[name].shape)}')
+
+    def unsupported(triton: ModuleType) -> str | None:
+        wide = next((n for n, t in tensors.items() if t is not None and t.dtype == torch.float64), None)
+        wide = wide or ('inner' if inner == torch.float64 else None)
+        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
+
+    args = *tensors.values(), act, eps, inner
+    chosen = _choose(impl, x, unsupported)
+    if chosen == 'triton':
+        from . import triton
+
+        return triton.norm_depthwise_conv(*args)
+    return (reference if chosen == 'reference' else composed).norm_depthwise_conv(*args)
 
 
 def add_norm(
@@ -512,6 +567,13 @@ def _validate_tensors(args: dict[str, Tensor]) -> None:
         device = args[first].device
         if x.device != device:
             raise ValueError(f'{name} is on {x.device}, but {first} is on {device}: move them to one device')
+
+
+def _validate_depthwise(x: Tensor, weight: Tensor) -> None:
+    if x.ndim != 4:
+        raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
+    if weight.shape != (x.shape[-1], 1, 3, 3) or min(weight.shape) < 1:
+        raise ValueError(f'weight must have shape {(x.shape[-1], 1, 3, 3)}, got {tuple(weight.shape)}')
 
 
 def _validate_mlp(C: int, fc1: Tensor, fc2: Tensor) -> None:

@@ -35,8 +35,9 @@ def mixer(
 
 def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
     """`api.depthwise_conv` by the convolution that PyTorch has for the device."""
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype), padding=1, groups=x.shape[-1]).permute(0, 2, 3, 1)
-    return F.silu(y) if act else y
+    with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype), padding=1, groups=x.shape[-1]).permute(0, 2, 3, 1)
+        return F.silu(y) if act else y
 
 
 def add_norm(
@@ -71,6 +72,13 @@ def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
         a, b = F.linear(x, fc1.to(x.dtype)).chunk(2, -1)
         return F.linear(F.silu(a) * b, fc2.to(x.dtype))
+
+
+def norm_depthwise_conv(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, weight: Tensor, act: bool, eps: float, inner: torch.dtype
+) -> Tensor:
+    """`api.norm_depthwise_conv` by the norm and the convolution above."""
+    return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, inner)[1], weight, act)
 
 
 def residual_mlp(*args) -> Tensor:

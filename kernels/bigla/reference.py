@@ -87,6 +87,14 @@ def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
         return (a * torch.sigmoid(a) * b @ fc2.to(wide).mT).to(x.dtype)
 
 
+def norm_depthwise_conv(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, weight: Tensor, act: bool, eps: float, inner: torch.dtype
+) -> Tensor:
+    """`api.norm_depthwise_conv` by its equations, in float32 or wider, `inner` too."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, wide)[1], weight, act).to(inner)
+
+
 def residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, eps: float, inner: torch.dtype,

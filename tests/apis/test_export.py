@@ -15,8 +15,8 @@ from mmvig.apis.export import (
     worst_difference,
 )
 from mmvig.models import SimpleFPN, ViG, ViGAdapter
+from mmvig.models.layers import BiGLAMixer, LayerNorm
 from mmvig.models.layers.deformable_attention import DeformableAttention
-from mmvig.models.layers.mixer import BiGLAMixer
 
 VIGH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), drop_path_rate=0.1)
 VIG = dict(embed_dims=16, depth=4, num_heads=2, act=True, drop_path_rate=0.1)
@@ -53,9 +53,10 @@ class Mixer(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mixer = BiGLAMixer(12, 3)
+        self.norm = LayerNorm(12)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.mixer(image.repeat(1, 4, 1, 1).permute(0, 2, 3, 1))
+        return self.mixer(image.repeat(1, 4, 1, 1).permute(0, 2, 3, 1), self.norm)
 
 
 def test_the_operator(monkeypatch, tmp_path):

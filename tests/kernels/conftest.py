@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigla import add_norm, bigla, conv_norm, gated_mlp, residual_mlp
+from bigla import add_norm, bigla, conv_norm, gated_mlp, norm_depthwise_conv, residual_mlp
 
 FEW = 8  # B * L * nh
 NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
@@ -86,6 +86,16 @@ PARTS = {
     'half block': (residual_mlp, lambda: half_block_tensors(3, 75, 96, H=80, bias=True), {}),
     'odd half block': (residual_mlp, lambda: half_block_tensors(2, 5, 11, H=7), {}),
     'wide half block': (residual_mlp, lambda: half_block_tensors(2, 9, 300, H=40), {}),
+    'layer conv': (
+        norm_depthwise_conv,
+        lambda: [torch.randn(2, 7, 9, 40), *torch.randn(2, 40), torch.randn(40, 1, 3, 3) / 3],
+        dict(act=True),
+    ),
+    'rms conv': (
+        norm_depthwise_conv,
+        lambda: [torch.randn(1, 5, 4, 9), torch.randn(9), None, torch.randn(9, 1, 3, 3) / 3],
+        {},
+    ),
     'image': (conv_norm, lambda: convolved(3, 24, 9, 31, 41, True), dict(stride=8, act='silu')),
     'grid': (conv_norm, lambda: convolved(48, 96, 3, 10, 7), dict(stride=2, act='gelu')),
     'one channel': (conv_norm, lambda: convolved(1, 8, 3, 9, 9), dict(stride=1)),

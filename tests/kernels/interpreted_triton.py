@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bigla.triton as kernels
-from bigla import bigla, bigla_mixer, depthwise_conv, residual_mlp
+from bigla import bigla, bigla_mixer, depthwise_conv, norm_depthwise_conv, residual_mlp
 from bigla.triton import backward, forward, mlp, primitives, sums
 
 # More than one where log2(e) g, which is rounded, is large.
@@ -353,7 +353,25 @@ def test_half_a_block_as_one_operator(half_block, derive, monkeypatch):
         dx.sum().backward()
 
 
-@pytest.mark.parametrize('part', ['layer', 'layer alone', 'mlp', 'image'], indirect=True)
+def test_what_a_block_keeps(half_block):
+    """For the backward of what surrounds the mixer: the stream and the branch alone, beside parameters."""
+    C = 64
+    x, branch, *parameters = half_block(2, 12, 16, C, H=96)
+    tensors = [x.requires_grad_(), branch.half().requires_grad_(), *parameters]
+    kept = {}
+
+    def keep(tensor):
+        if tensor.numel() >= x.numel():
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        norm_depthwise_conv(x, parameters[0], None, torch.randn(C, 1, 3, 3), inner=torch.float16, impl='triton')
+        residual_mlp(*tensors, inner=torch.float16, impl='triton')
+    assert kept == {x.data_ptr(): x.nbytes, tensors[1].data_ptr(): tensors[1].nbytes}
+
+
+@pytest.mark.parametrize('part', ['layer', 'layer alone', 'mlp', 'layer conv', 'image'], indirect=True)
 def test_block_parts_in_graphs(part, derive):
     """As operators: whole graphs for any size, the same numbers, no second derivative."""
     fn, tensors = part
@@ -385,6 +403,10 @@ def test_block_parts_as_operators():
         ops.residual_mlp_backward,
         (x.detach(), x.detach(), *(t if t is None else t.detach() for t in tensors[1:]), 1e-6, half),
     )
+    x, taps = torch.randn(2, 3, 4, 8), torch.randn(8, 1, 3, 3)
+    vectors = weight.detach(), bias
+    check(ops.norm_depthwise_conv, (x.requires_grad_(), *vectors, taps, True, 1e-6, half))
+    check(ops.norm_depthwise_conv_backward, (x.detach().half(), x.detach(), *vectors, taps, True, 1e-6, half))
     image, taps, vectors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3), torch.randn(3, 4).unbind()
     options = 2, 1e-5, 'gelu', torch.float32, torch.float32
     check(ops.conv_norm, (image, taps.requires_grad_(), *vectors, *options))

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bigla import add_norm, conv_norm, gated_mlp, residual_mlp
+from bigla import add_norm, conv_norm, depthwise_conv, gated_mlp, norm_depthwise_conv, residual_mlp
 
 
 def double(tensors):
@@ -63,6 +63,15 @@ def test_half_a_block_is_its_parts(impl, half_block):
     assert residual_mlp(x, branch.bfloat16(), *parameters, **options)[1].ne(total[1]).any()
 
 
+@pytest.mark.parametrize('impl', ['chunked', 'reference'])
+def test_a_normed_convolution_is_its_parts(impl):
+    x, weight, bias, taps = torch.randn(2, 4, 5, 6), *torch.randn(2, 6), torch.randn(6, 1, 3, 3)
+    y = add_norm(x, None, weight, bias, eps=1e-3, dtype=torch.bfloat16, impl=impl)[1]
+    got = norm_depthwise_conv(x, weight, bias, taps, act=True, eps=1e-3, inner=torch.bfloat16, impl=impl)
+    want = depthwise_conv(y, taps, act=True, impl=impl)
+    assert got.dtype == torch.bfloat16 and (got.float() - want.float()).norm() < 0.01 * want.float().norm()
+
+
 @pytest.mark.parametrize('act', ['', 'silu', 'gelu'])
 def test_conv_is_the_modules(act):
     conv, norm = torch.nn.Conv2d(3, 6, 3, 2, 1).double(), torch.nn.LayerNorm(6).double()
@@ -109,6 +118,10 @@ GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
         (lambda: gated_mlp(X, torch.zeros(5, 8), torch.zeros(8, 2)), ValueError, r'fc1_weight .* \(2 H, 8\), got'),
         (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 2)), ValueError, r'fc2_weight .* \(8, 3\), got'),
         (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 3), impl='fast'), ValueError, 'impl must be'),
+        (lambda: norm_depthwise_conv(X, W, None, TAPS), ValueError, 'x must have 4 dimensions'),
+        (lambda: norm_depthwise_conv(GRID, W[:2], None, TAPS), ValueError, r'weight must have shape \(2, 1, 3, 3\)'),
+        (lambda: norm_depthwise_conv(GRID, W, None, TAPS[:2, :1]), ValueError, r'norm_weight must have shape \(2,\)'),
+        (lambda: norm_depthwise_conv(GRID, None, None, TAPS[:2, :1]), TypeError, 'norm_weight must be a torch.Tensor'),
         (lambda: residual_mlp(X, X[:1], W, None, *MLP), ValueError, r'branch must have shape \(2, 3, 8\), got \(1,'),
         (lambda: residual_mlp(X, X, W, W[:4], *MLP), ValueError, r'norm_bias must have shape \(8,\), got \(4,\)'),
         (lambda: residual_mlp(X, X, W, None, *MLP, torch.ones(3)), ValueError, r'scale must have shape \(2,\), got'),

@@ -30,6 +30,7 @@ __all__ = [
     'conv_norm',
     'depthwise_conv',
     'gated_mlp',
+    'norm_depthwise_conv',
     'residual_mlp',
     'unsupported',
     'unsupported_tensor',
@@ -102,6 +103,13 @@ def bigla_mixer(
 def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
     """`api.depthwise_conv` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
     return _conv(x, weight, act)
+
+
+def norm_depthwise_conv(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, weight: Tensor, act: bool, eps: float, inner: torch.dtype
+) -> Tensor:
+    """`api.norm_depthwise_conv` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
+    return _norm_conv(x, norm_weight, norm_bias, weight, act, eps, inner)
 
 
 def add_norm(
@@ -321,6 +329,35 @@ def _fake_conv_backward(dy, x, weight, act):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
+def _run_norm_depthwise_conv(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, weight: Tensor, act: bool, eps: float, inner: torch.dtype
+) -> Tensor:
+    with torch.cuda.device_of(x):
+        n = launch_norm(x.contiguous(), None, norm_weight, norm_bias, eps, inner)[1]
+        return launch_conv(n, weight.contiguous(), act)
+
+
+def _fake_norm_conv(x, norm_weight, norm_bias, weight, act, eps, inner):
+    return x.new_empty(x.shape, dtype=inner)
+
+
+def _run_norm_conv_backward(
+    dy: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, weight: Tensor, act: bool, eps: float,
+    inner: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x = x.contiguous()
+    with torch.cuda.device_of(x):
+        n = launch_norm(x, None, norm_weight, norm_bias, eps, inner)[1]
+        dn, dweight = launch_conv_grad(dy, n, weight.contiguous(), act)
+        dx, _, dw, db = launch_norm_grad(None, dn, x, norm_weight, norm_bias, eps, x.dtype, None)
+    return dx, dw.to(norm_weight.dtype), db.to((norm_weight if norm_bias is None else norm_bias).dtype), dweight
+
+
+def _fake_norm_conv_backward(dy, x, norm_weight, norm_bias, weight, act, eps, inner):
+    bias = norm_weight if norm_bias is None else norm_bias
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, norm_weight, bias, weight))
+
+
 def _run_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
     with torch.cuda.device_of(x):
         return launch_norm(x.contiguous(), None, weight, bias, eps, dtype)[1]
@@ -469,6 +506,9 @@ def matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
 _bigla = _differentiable(_run_bigla, _fake_bigla, _run_bigla_backward, _fake_bigla_backward)
 _mixer = _differentiable(_run_mixer, _fake_mixer, _run_mixer_backward, _fake_mixer_backward)
 _conv = _differentiable(_run_depthwise_conv, _fake_conv, _run_conv_backward, _fake_conv_backward)
+_norm_conv = _differentiable(
+    _run_norm_depthwise_conv, _fake_norm_conv, _run_norm_conv_backward, _fake_norm_conv_backward
+)
 _norm = _differentiable(_run_norm, _fake_norm, _run_norm_backward, _fake_norm_backward)
 _add_norm = _differentiable(
     _run_add_norm,

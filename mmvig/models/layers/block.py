@@ -9,14 +9,13 @@ from torchvision.ops import StochasticDepth
 from .gated_mlp import GatedMLP
 from .mixer import BiGLAMixer
 from .norm import LayerNorm, RMSNorm
-from .precision import autocast_dtype
 
 
 class Block(nn.Module):
     """x <- x + mixer(norm(x)), then x <- x + mlp(norm(x)) (paper section 3.4).
 
-    `norm2` and the convolution and linear layers inside mixer and mlp hold parameters for fused functions: what is put
-    in their place, or hooked to them, is not called.
+    The norms, and the convolution and linear layers inside mixer and mlp, hold parameters for fused functions: what is
+    put in their place, or hooked to them, is not called.
 
     Args:
         dims: channels C.
@@ -45,7 +44,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        # What enters products has autocast's type; the residual stream keeps its own.
-        branch = self.drop_path(self.mixer(self.norm1(x, dtype=autocast_dtype(x))))
+        branch = self.drop_path(self.mixer(x, self.norm1))
         dropped = self.drop_path(x.new_ones(x.shape[0])) if self.training and self.drop_path.p > 0 else None  # (B,)
         return self.mlp(x, branch, self.norm2, dropped)

@@ -5,8 +5,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigla import bigla_mixer, depthwise_conv
+from bigla import bigla_mixer, norm_depthwise_conv
 
+from .norm import LayerNorm, RMSNorm
 from .precision import autocast_dtype
 
 GATE_RANK = 16  # width of the low-rank projection that the gate logits come from
@@ -15,7 +16,7 @@ GATE_RANK = 16  # width of the low-rank projection that the gate logits come fro
 class BiGLAMixer(nn.Module):
     """Mixes the tokens of a grid in linear time; a depthwise 3x3 convolution supplies the locality.
 
-    With `l = conv(x)` as tokens, per head:
+    With `l = conv(norm(x))` as tokens, per head:
 
         q, k, v = Wqkv l        g_fwd, g_bwd = logsigmoid(Wb Wa l + b) / 16
         y = o G + norm(l) (1 - G)   where  o = norm(BiGLA(q, k, v, g_fwd, g_bwd)),  G = sigmoid(Wg l + c)
@@ -40,10 +41,17 @@ class BiGLAMixer(nn.Module):
         self.local_norm = nn.RMSNorm(dims // num_heads, eps=1e-6)
         self.proj = nn.Linear(dims, dims, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: LayerNorm | RMSNorm) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        x = x.to(autocast_dtype(x))
-        local = depthwise_conv(x, self.conv.weight, act=self.act)
+        local = norm_depthwise_conv(
+            x,
+            norm.weight,
+            norm.bias,
+            self.conv.weight,
+            act=self.act,
+            eps=norm.eps,
+            inner=autocast_dtype(x),
+        )
         local = local.flatten(1, 2)  # (B, L, C)
         # One product for q, k, v, the 2D gate and the low rank that the decays come from.
         weight = torch.cat([self.qkv.weight, self.gate.weight, self.decay[0].weight])

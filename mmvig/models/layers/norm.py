@@ -1,6 +1,5 @@
-"""Norms over channels, whose result may have another type: that in which autocast multiplies."""
+"""Norms over channels by the kernels."""
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -13,9 +12,9 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, dims: int, eps: float = 1e-5) -> None:
         super().__init__(dims, eps)
 
-    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Maps (..., C) to its norm, of `dtype` or x's."""
-        return add_norm(x, None, self.weight, self.bias, eps=self.eps, dtype=dtype)[1]
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., C) to its norm, of x's dtype."""
+        return add_norm(x, None, self.weight, self.bias, eps=self.eps)[1]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -26,6 +25,6 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, dims: int, eps: float = 1e-6) -> None:
         super().__init__(dims, eps)
 
-    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """As `LayerNorm.forward`."""
-        return add_norm(x, None, self.weight, eps=self.eps, dtype=dtype)[1]
+        return add_norm(x, None, self.weight, eps=self.eps)[1]
