@@ -9,7 +9,8 @@
 #   deit 6, pyramid 4, mask-rcnn 3, resolution 5   backbones beside their peers
 #   profile 2                      where the time of ViG-T and ViG-H-T goes
 #   digits 6, r50 5                Mask R-CNN on all digit scenes, with ViG-H-T and with ResNet-50
-#   study 35, distributed 5        the comparison on digit scenes; two GPUs beside one (needs two)
+#   study 35, accuracy 6           the comparison on digit scenes; its detectors for 1536 pixels at other resolutions
+#   distributed 5                  two GPUs beside one (needs two)
 # Without STEP: tests kernels deit pyramid mask-rcnn profile digits.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -54,6 +55,13 @@ for name in ${@:-tests kernels deit pyramid mask-rcnn profile digits}; do
         study)
             step study 40 "$python" tools/digits_study.py --minutes 36 --out "$out/digits_study.csv" \
                 --picture "$out/digits_study.png" ;;
+        accuracy)
+            for model in vigh-gla-tiny:vigh-gla-tiny swin-tiny:swin-t-p4-w7 resnet-50:r50; do
+                name=mask-rcnn_${model#*:}_fpn_1536px_digits
+                step "accuracy-${model%:*}" 5 "$python" tools/resolution_study.py configs/mmdet/digits/$name.py \
+                    "$(cat work_dirs/digits_study/$name/last_checkpoint)" --name "${model%:*}" --out "$out/accuracies.csv" \
+                    --sizes 256 384 512 768 1024 1536 2048 3072
+            done ;;
         distributed) step distributed 8 "$python" benchmarks/distributed.py --out "$out/distributed.csv" ;;
         *) echo "no step $name: see the head of benchmarks/gpu.sh" >&2; exit 2 ;;
     esac
