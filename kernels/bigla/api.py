@@ -452,8 +452,8 @@ def residual_mlp(
 
         s = x + branch      y = s + scale W2 (SiLU(a) * b)  with [a, b] = W1 norm(s)
 
-    Where C is at most 256 and inner no float32, ``'triton'`` keeps only x and branch for the backward and, with 12,288
-    tokens or more, does all of it in one kernel. Elsewhere it is :func:`add_norm` and :func:`gated_mlp`.
+    ``'triton'`` keeps x and branch alone for the backward. Where inner is no float32, C at most 256, and the tokens are
+    12,288 or more, it does all of this in one kernel.
 
     Args:
         x: (B, ..., C); float16, bfloat16, float32 or float64.

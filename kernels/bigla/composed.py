@@ -81,17 +81,11 @@ def norm_depthwise_conv(
     return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, inner)[1], weight, act)
 
 
-def residual_mlp(*args) -> Tensor:
-    """`api.residual_mlp` by the norm and the MLP above."""
-    return compose_residual_mlp(add_norm, gated_mlp, *args)
-
-
-def compose_residual_mlp(
-    add_norm: Callable[..., tuple[Tensor, Tensor]], gated_mlp: Callable[..., Tensor], x: Tensor, branch: Tensor,
-    norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None, eps: float,
-    inner: torch.dtype,
+def residual_mlp(
+    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
+    scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """`api.residual_mlp` by an implementation's `add_norm` and `gated_mlp`."""
+    """`api.residual_mlp` by the norm and the MLP above."""
     total, y = add_norm(x, branch, norm_weight, norm_bias, eps, inner)
     z = gated_mlp(y, fc1, fc2)
     if scale is not None:

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..composed import compose_residual_mlp
 from .backward import launch_backward
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad
-from .mlp import fuses, launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
+from .mlp import launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
@@ -138,9 +137,7 @@ def residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """`api.residual_mlp`, as one operator where a kernel fits, for an x that :func:`unsupported_tensor` takes."""
-    if not fuses(x.shape[-1], inner):
-        return compose_residual_mlp(add_norm, gated_mlp, x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)
+    """`api.residual_mlp` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
     return _residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)
 
 

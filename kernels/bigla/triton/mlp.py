@@ -179,22 +179,17 @@ def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Te
     return dh @ fc1, dh.t() @ x, dy.t() @ u
 
 
-def fuses(C: int, inner: torch.dtype) -> bool:
-    """Whether `launch_residual_mlp` takes C channels and products of dtype `inner`."""
-    return inner != torch.float32 and C <= WIDEST
-
-
 def launch_residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, eps: float,
 ) -> Tensor:  # fmt: skip
     """y (B, .., C), of the wider dtype of x and branch; all contiguous, scale (B,), fc1 and fc2 of one dtype.
 
-    By one kernel, or with fewer than `FEWEST` tokens by those of its parts.
+    By one kernel; in float32, with fewer than `FEWEST` tokens or more than `WIDEST` channels by those of its parts.
     """
     C, H = fc2.shape
     M = x.numel() // C
-    if M == 0 or M < FEWEST:
+    if M == 0 or M < FEWEST or C > WIDEST or fc1.dtype == torch.float32:
         return _launch_apart(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps)
     y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     C1 = max(16, block(C) // 2)

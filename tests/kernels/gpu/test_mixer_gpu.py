@@ -76,7 +76,7 @@ def test_parts(part, dtype, derive):
 
 @pytest.mark.parametrize('bias', [True, False], ids=['LayerNorm', 'RMSNorm'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
-@pytest.mark.parametrize('C, fewest', [(64, 0), (96, 0), (192, 0), (256, 0), (192, 10**9)])
+@pytest.mark.parametrize('C, fewest', [(64, 0), (96, 0), (192, 0), (256, 0), (384, 0), (192, 10**9)])
 def test_half_a_block(C, fewest, dtype, bias, half_block, derive, monkeypatch):
     """As `check`, with samples dropped, in the float32 stream that autocast leaves; compiled, too."""
     monkeypatch.setattr('bigla.triton.mlp.FEWEST', fewest)
