@@ -268,3 +268,29 @@ def test_second_derivative(make):
 def test_opcheck(make):
     inputs = make(1, 100, 2, 16, 32)
     torch.library.opcheck(torch.ops.bigla.bigla, (*inputs, 0.25, False, 32, False))
+
+
+def test_a_product_of_three_tf32():
+    """What a lone product of float32 loses: nothing averages it where there is one token, key and value."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def product_kernel(x, y, z, PREC: tl.constexpr):
+        r = tl.arange(0, 16)
+        first = (r == 0).to(tl.float32)  # of the sixteen terms of a sum
+        a = tl.load(x + tl.program_id(0) * 16 + r)[:, None] * first[None, :]
+        b = tl.load(y + tl.program_id(0) * 16 + r)[None, :] * first[:, None]
+        at = tl.program_id(0) * 256 + r[:, None] * 16 + r[None, :]
+        tl.store(z + at, tl.dot(a, b, input_precision=PREC))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 4096, 16, device='cuda')
+    z = torch.empty(4096, 16, 16, device='cuda')
+    worst = {}
+    want = x.double()[:, :, None] * y.double()[:, None, :]
+    for precision in ('tf32x3', 'ieee'):
+        product_kernel[4096,](x, y, z, PREC=precision, num_warps=1)
+        worst[precision] = ((z.double() - want) / want).abs().max().item() * 2**24
+    print(f'roundings of 2^-24 that the worst of a million products is off: {worst}')
+    assert worst['ieee'] <= 1 and worst['tf32x3'] <= 9, worst
