@@ -2,10 +2,11 @@
 _base_ = [
     'mmseg::_base_/models/upernet_swin.py',
     '../_base_/digit_scenes.py',
-    '../_base_/schedule_digits_2k.py',
+    '../_base_/schedule_digits_4k.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
+env_cfg = dict(cudnn_benchmark=False)  # test images have many sizes: it would search anew for each, with 33 GB at hand
 norm_cfg = dict(type='BN')
 class_weight = [0.1] + [1.0] * 10  # nine pixels in ten are background
 model = dict(
