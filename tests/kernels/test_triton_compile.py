@@ -100,6 +100,14 @@ def code(kernel, tmp_path, C: int) -> Code:
     return Code(registers, stack, round(count * kernel.metadata.num_warps / C))
 
 
+def assembler_says(kernel, tmp_path) -> str:
+    """What ptxas has to say of a kernel for sm_90: whether it lets no two of Hopper's products run at a time."""
+    ptx = tmp_path / 'kernel.ptx'
+    ptx.write_text(kernel.asm['ptx'])
+    command = [triton.knobs.nvidia.ptxas.path, '-arch=sm_90a', '-v', str(ptx), '-o', str(tmp_path / 'assembled.cubin')]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
 # What ptxas 12.8 of Triton 3.6 gave, and a twentieth: bytes of stack and instructions of one direction of the state, of
 # the output and of the gradients.
 @pytest.mark.parametrize(
@@ -202,7 +210,9 @@ def test_block_parts(arch, compiled, tmp_path):
     mine = [(name, kernel) for name, kernel in compiled.launched if name != 'sum_kernel']
     assert len(mine) == 13
     for name, kernel in mine:
-        assert code(kernel, tmp_path, 1).stack <= (16 if name == 'residual_mlp_kernel' else 0), name
+        spilled = (72 if arch == 100 else 16) if name == 'residual_mlp_kernel' else 0
+        assert code(kernel, tmp_path, 1).stack <= spilled, name
+        assert arch != 90 or 'serialized' not in assembler_says(kernel, tmp_path), name
     launch_swiglu(empty(1000, 192), empty(1024, 192), empty(1000, 512))
     launch_conv_norm(image, empty(48, 3, 3, 3), *vectors, 2, 1e-5, 'gelu', torch.float32, torch.float32)
     for name, kernel in compiled.launched:

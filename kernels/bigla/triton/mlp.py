@@ -126,6 +126,10 @@ def residual_mlp_kernel(
     inside2 = (m < M - first)[:, None] & (c2 < C)[None, :]
     s1 = load_sum(x, branch, at_s1, inside1)
     s2 = load_sum(x, branch, at_s2, inside2)
+    # The sums are what the second product adds to. Zeros would be written to registers of products under way, as ptxas
+    # sees it, and it would let no two of Hopper's products run at a time.
+    acc1 = s1
+    acc2 = s2
     if CENTER:
         mean = ((tl.sum(s1, 1) + tl.sum(s2, 1)) / C)[:, None]
         s1 = tl.where(inside1, s1 - mean, 0.0)
@@ -138,8 +142,8 @@ def residual_mlp_kernel(
         s2 += tl.load(norm_bias + c2, mask=c2 < C, other=0.0).to(tl.float32)[None, :]
     n1 = s1.to(fc1.dtype.element_ty)
     n2 = s2.to(fc1.dtype.element_ty)
-    acc1 = tl.zeros([BM, C1], tl.float32)
-    acc2 = tl.zeros([BM, C2], tl.float32)
+    if SCALED:
+        factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
     h = tl.arange(0, BH)
     j = tl.arange(0, 2 * BH) // 2
     j = (
@@ -153,19 +157,18 @@ def residual_mlp_kernel(
         p = tl.dot(n1, tl.load(at1, mask=(c1 < C)[:, None] & some, other=0.0))
         p = tl.dot(n2, tl.load(at2, mask=(c2 < C)[:, None] & some, other=0.0), p)
         a, b = tl.split(tl.reshape(p, [BM, BH, 2]))
-        u = tl.reshape((a * sigmoid(a) * b).to(fc2.dtype.element_ty), [BM, BH // 8, 2, 4])
+        u = a * sigmoid(a) * b
+        if SCALED:
+            u = u * factor
+        u = tl.reshape(u.to(fc2.dtype.element_ty), [BM, BH // 8, 2, 4])
         u = tl.reshape(tl.permute(u, (0, 1, 3, 2)), [BM, BH])
         at1 = fc2 + c1[None, :] * H + (h0 + h)[:, None]
         at2 = fc2 + c2[None, :] * H + (h0 + h)[:, None]
         some = (h0 + h < H)[:, None]
         acc1 = tl.dot(u, tl.load(at1, mask=some & (c1 < C)[None, :], other=0.0), acc1)
         acc2 = tl.dot(u, tl.load(at2, mask=some & (c2 < C)[None, :], other=0.0), acc2)
-    if SCALED:
-        factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
-        acc1 = acc1 * factor
-        acc2 = acc2 * factor
-    tl.store(y + at_s1, (load_sum(x, branch, at_s1, inside1) + acc1).to(y.dtype.element_ty), mask=inside1)
-    tl.store(y + at_s2, (load_sum(x, branch, at_s2, inside2) + acc2).to(y.dtype.element_ty), mask=inside2)
+    tl.store(y + at_s1, acc1.to(y.dtype.element_ty), mask=inside1)
+    tl.store(y + at_s2, acc2.to(y.dtype.element_ty), mask=inside2)
 
 
 def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
