@@ -132,7 +132,7 @@ def test_names_tell_the_settings(path):
             assert cfg.auto_scale_lr.base_batch_size == int(batch[1]) * int(batch[2])
     if crop := re.search(r'-(\d+)x(\d+)$', name):
         assert tuple(cfg.model.data_preprocessor.size) == (int(crop[1]), int(crop[2]))
-        assert cfg.crop_size == cfg.model.data_preprocessor.size
+        assert cfg.get('crop_size', cfg.get('image_scale')) == cfg.model.data_preprocessor.size
     if pixels := re.search(r'-(\d+)px$', name):
         sizes = [step.get('crop_size', step.get('scale')) for step in cfg.test_dataloader.dataset.pipeline]
         assert {int(pixels[1]), (int(pixels[1]),) * 2} & set(sizes)

@@ -1,6 +1,6 @@
 # Digit scenes with label maps (`python tools/make_digit_scenes.py data/digit_scenes`): the background and ten digits.
-# No flips anywhere: a mirrored digit is another sign.
-crop_size = (224, 224)
+# Whole scenes, without flips: a mirrored digit is another sign, and one that is cut off is none.
+image_scale = (224, 224)
 metainfo = dict(
     classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
     palette=[[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48], [145, 30, 180]]
@@ -9,14 +9,12 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(320, 320), ratio_range=(0.8, 1.2), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.95),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomResize', scale=image_scale, ratio_range=(0.8, 1.0), keep_ratio=True),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(320, 320), keep_ratio=True),
+    dict(type='Resize', scale=image_scale, keep_ratio=True),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
