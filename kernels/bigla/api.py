@@ -207,11 +207,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, act: bool = False, impl: str | 
     _validate_impl(impl)
     _validate_depthwise(x, weight)
     chosen = _choose(impl, x, lambda triton: triton.unsupported_tensor(x, 'x'))
-    if chosen == 'triton':
-        from . import triton
-
-        return triton.depthwise_conv(x, weight, act)
-    return (reference if chosen == 'reference' else composed).depthwise_conv(x, weight, act)
+    return _module(chosen).depthwise_conv(x, weight, act)
 
 
 def norm_depthwise_conv(
@@ -247,28 +243,18 @@ def norm_depthwise_conv(
         ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
     """
     tensors = {'x': x, 'norm_weight': norm_weight, 'norm_bias': norm_bias, 'weight': weight}
-    _validate_tensors({name: t for name, t in tensors.items() if t is not None or name != 'norm_bias'})
+    given = {name: t for name, t in tensors.items() if t is not None or name != 'norm_bias'}
+    _validate_tensors(given)
     _validate_impl(impl)
     inner = inner or x.dtype
-    if inner not in _DTYPES:
-        raise TypeError(f'inner must be float16, bfloat16, float32 or float64, got {inner}')
+    _validate_dtypes(inner=inner)
     _validate_depthwise(x, weight)
-    for name in ('norm_weight', 'norm_bias'):
-        if tensors[name] is not None and tensors[name].shape != x.shape[-1:]:
-            raise ValueError(f'{name} must have shape {tuple(x.shape[-1:])}, got {tuple(tensors[name].shape)}')
-
-    def unsupported(triton: ModuleType) -> str | None:
-        wide = next((n for n, t in tensors.items() if t is not None and t.dtype == torch.float64), None)
-        wide = wide or ('inner' if inner == torch.float64 else None)
-        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
-
+    if x.shape[-1] < 1:
+        raise ValueError(f'x must have a last dimension of at least 1, got shape {tuple(x.shape)}')
+    _validate_shapes(given, norm_weight=x.shape[-1:], norm_bias=x.shape[-1:])
     args = *tensors.values(), act, eps, inner
-    chosen = _choose(impl, x, unsupported)
-    if chosen == 'triton':
-        from . import triton
-
-        return triton.norm_depthwise_conv(*args)
-    return (reference if chosen == 'reference' else composed).norm_depthwise_conv(*args)
+    chosen = _choose(impl, x, _no_float64(x, given, inner=inner))
+    return _module(chosen).norm_depthwise_conv(*args)
 
 
 def add_norm(
@@ -303,31 +289,19 @@ def add_norm(
         ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
     """
     tensors = {'x': x, 'branch': branch, 'weight': weight, 'bias': bias}
-    _validate_tensors({name: t for name, t in tensors.items() if t is not None or name in ('x', 'weight')})
+    given = {name: t for name, t in tensors.items() if t is not None or name in ('x', 'weight')}
+    _validate_tensors(given)
     _validate_impl(impl)
     dtype = dtype or x.dtype
-    if dtype not in _DTYPES:
-        raise TypeError(f'dtype must be float16, bfloat16, float32 or float64, got {dtype}')
+    _validate_dtypes(dtype=dtype)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f'x must have a last dimension of at least 1, got shape {tuple(x.shape)}')
     if branch is not None and branch.shape != x.shape:
         raise ValueError(f"branch must have x's shape {tuple(x.shape)}, got {tuple(branch.shape)}")
-    for name in ('weight', 'bias'):
-        if tensors[name] is not None and tensors[name].shape != x.shape[-1:]:
-            raise ValueError(f'{name} must have shape {tuple(x.shape[-1:])}, got {tuple(tensors[name].shape)}')
-
-    def unsupported(triton: ModuleType) -> str | None:
-        wide = next((n for n, t in tensors.items() if t is not None and t.dtype == torch.float64), None)
-        wide = wide or ('dtype' if dtype == torch.float64 else None)
-        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
-
-    chosen = _choose(impl, x, unsupported)
+    _validate_shapes(given, weight=x.shape[-1:], bias=x.shape[-1:])
+    chosen = _choose(impl, x, _no_float64(x, given, dtype=dtype))
     args = x, branch, weight, bias, eps, dtype
-    if chosen == 'triton':
-        from . import triton
-
-        return triton.add_norm(*args)
-    return (reference if chosen == 'reference' else composed).add_norm(*args)
+    return _module(chosen).add_norm(*args)
 
 
 def conv_norm(
@@ -372,9 +346,7 @@ def conv_norm(
     _validate_impl(impl)
     inner = inner or x.dtype
     dtype = dtype or inner
-    for name, value in (('inner', inner), ('dtype', dtype)):
-        if value not in _DTYPES:
-            raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {value}')
+    _validate_dtypes(inner=inner, dtype=dtype)
     if act not in ('', 'silu', 'gelu'):
         raise ValueError(f"act must be '', 'silu' or 'gelu', got {act!r}")
     if not isinstance(stride, int) or stride < 1:
@@ -386,21 +358,10 @@ def conv_norm(
         raise ValueError(f'weight must have shape (D, {x.shape[-1]}, n, n), got {tuple(weight.shape)}')
     if min(x.shape[1:3]) + 2 < weight.shape[-1]:
         raise ValueError(f'x must be at least {weight.shape[-1] - 2} high and wide, got shape {tuple(x.shape)}')
-    for name in ('bias', 'norm_weight', 'norm_bias'):
-        if parameters[name].shape != weight.shape[:1]:
-            raise ValueError(f'{name} must have shape {(weight.shape[0],)}, got {tuple(parameters[name].shape)}')
-
-    def unsupported(triton: ModuleType) -> str | None:
-        wide = next((n for n, t in (('inner', inner), ('dtype', dtype)) if t == torch.float64), None)
-        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
-
+    _validate_shapes(parameters, **dict.fromkeys(('bias', 'norm_weight', 'norm_bias'), weight.shape[:1]))
     args = x, *parameters.values(), stride, eps, act, inner, dtype
-    chosen = _choose(impl, x, unsupported)
-    if chosen == 'triton':
-        from . import triton
-
-        return triton.conv_norm(*args)
-    return (reference if chosen == 'reference' else composed).conv_norm(*args)
+    chosen = _choose(impl, x, _no_float64(x, {}, inner=inner, dtype=dtype))
+    return _module(chosen).conv_norm(*args)
 
 
 def gated_mlp(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, *, impl: str | None = None) -> Tensor:
@@ -428,11 +389,7 @@ def gated_mlp(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor, *, impl: str | 
     _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
     args = x, fc1_weight, fc2_weight
     chosen = _choose(impl, x, lambda triton: triton.unsupported_tensor(x, 'x'))
-    if chosen == 'triton':
-        from . import triton
-
-        return triton.gated_mlp(*args)
-    return (reference if chosen == 'reference' else composed).gated_mlp(*args)
+    return _module(chosen).gated_mlp(*args)
 
 
 def residual_mlp(
@@ -484,33 +441,22 @@ def residual_mlp(
         'fc2_weight': fc2_weight,
         'scale': scale,
     }
-    _validate_tensors({n: t for n, t in tensors.items() if t is not None or n not in ('norm_bias', 'scale')})
+    given = {name: t for name, t in tensors.items() if t is not None or name not in ('norm_bias', 'scale')}
+    _validate_tensors(given)
     _validate_impl(impl)
     inner = inner or x.dtype
-    if inner not in _DTYPES:
-        raise TypeError(f'inner must be float16, bfloat16, float32 or float64, got {inner}')
+    _validate_dtypes(inner=inner)
     if x.ndim < 2 or x.shape[-1] < 1:
         raise ValueError(f'x must have shape (B, ..., C) with C of at least 1, got {tuple(x.shape)}')
     _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
-    shapes = {'branch': x.shape, 'norm_weight': x.shape[-1:], 'norm_bias': x.shape[-1:], 'scale': x.shape[:1]}
-    for name, shape in shapes.items():
-        if tensors[name] is not None and tensors[name].shape != shape:
-            raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(tensors[name].shape)}')
+    C = x.shape[-1:]
+    _validate_shapes(given, branch=x.shape, norm_weight=C, norm_bias=C, scale=x.shape[:1])
     if scale is not None and scale.requires_grad:
         raise ValueError('scale must not require a gradient: it would get none; detach it')
 
-    def unsupported(triton: ModuleType) -> str | None:
-        wide = next((n for n, t in tensors.items() if t is not None and t.dtype == torch.float64), None)
-        wide = wide or ('inner' if inner == torch.float64 else None)
-        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
-
     args = *tensors.values(), eps, inner
-    chosen = _choose(impl, x, unsupported)
-    if chosen == 'triton':
-        from . import triton
-
-        return triton.residual_mlp(*args)
-    return (reference if chosen == 'reference' else composed).residual_mlp(*args)
+    chosen = _choose(impl, x, _no_float64(x, given, inner=inner))
+    return _module(chosen).residual_mlp(*args)
 
 
 @contextmanager
@@ -547,6 +493,26 @@ def _choose(impl: str | None, x: Tensor, unsupported: Callable[[ModuleType], str
     return 'chunked'
 
 
+def _no_float64(x: Tensor, given: dict[str, Tensor], **dtypes: torch.dtype) -> Callable[[ModuleType], str | None]:
+    """What `_choose` asks for a function whose Triton kernels take no float64, neither a tensor nor a result."""
+    every = {name: tensor.dtype for name, tensor in given.items()} | dtypes
+    wide = next((name for name, dtype in every.items() if dtype == torch.float64), None)
+
+    def unsupported(triton: ModuleType) -> str | None:
+        return triton.unsupported_tensor(x, 'x') or (wide and f'{wide} must be float32, float16 or bfloat16')
+
+    return unsupported
+
+
+def _module(chosen: str) -> ModuleType:
+    """Where the implementation is of what surrounds the operator."""
+    if chosen == 'triton':
+        from . import triton
+
+        return triton
+    return reference if chosen == 'reference' else composed
+
+
 @functools.cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f'bigla runs on this GPU without its Triton kernels, slowly: {reason}', stacklevel=4)
@@ -569,10 +535,22 @@ def _validate_tensors(args: dict[str, Tensor]) -> None:
             raise ValueError(f'{name} is on {x.device}, but {first} is on {device}: move them to one device')
 
 
+def _validate_dtypes(**dtypes: torch.dtype) -> None:
+    for name, dtype in dtypes.items():
+        if dtype not in _DTYPES:
+            raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {dtype}')
+
+
+def _validate_shapes(given: dict[str, Tensor], **shapes: torch.Size) -> None:
+    for name, shape in shapes.items():
+        if name in given and given[name].shape != shape:
+            raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(given[name].shape)}')
+
+
 def _validate_depthwise(x: Tensor, weight: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
-    if weight.shape != (x.shape[-1], 1, 3, 3) or min(weight.shape) < 1:
+    if weight.shape != (x.shape[-1], 1, 3, 3):
         raise ValueError(f'weight must have shape {(x.shape[-1], 1, 3, 3)}, got {tuple(weight.shape)}')
 
 

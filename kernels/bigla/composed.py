@@ -89,5 +89,10 @@ def residual_mlp(
     total, y = add_norm(x, branch, norm_weight, norm_bias, eps, inner)
     z = gated_mlp(y, fc1, fc2)
     if scale is not None:
-        z = z * scale.view(-1, *[1] * (z.ndim - 1))
+        z = z * by_sample(scale, z)
     return (total + z).to(total.dtype)
+
+
+def by_sample(scale: Tensor, like: Tensor) -> Tensor:
+    """`scale` (B,) in a shape that multiplies `like` (B, ..., C)."""
+    return scale.view(-1, *[1] * (like.ndim - 1))

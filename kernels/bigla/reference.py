@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .composed import by_sample
+
 
 def bigla(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float) -> Tensor:
     """`api.bigla` by its recurrence, in float32 or wider, with autograd to any order.
@@ -104,5 +106,5 @@ def residual_mlp(
     total, y = add_norm(x.to(wide), branch.to(wide), norm_weight, norm_bias, eps, wide)
     z = gated_mlp(y, fc1, fc2)
     if scale is not None:
-        z = z * scale.view(-1, *[1] * (z.ndim - 1))
+        z = z * by_sample(scale, z)
     return (total + z).to(torch.promote_types(x.dtype, branch.dtype))

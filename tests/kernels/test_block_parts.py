@@ -121,6 +121,11 @@ GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
         (lambda: norm_depthwise_conv(X, W, None, TAPS), ValueError, 'x must have 4 dimensions'),
         (lambda: norm_depthwise_conv(GRID, W[:2], None, TAPS), ValueError, r'weight must have shape \(2, 1, 3, 3\)'),
         (lambda: norm_depthwise_conv(GRID, W, None, TAPS[:2, :1]), ValueError, r'norm_weight must have shape \(2,\)'),
+        (
+            lambda: norm_depthwise_conv(GRID[..., :0], W[:0], None, TAPS[:0, :1]),
+            ValueError,
+            'last dimension of at least 1',
+        ),
         (lambda: norm_depthwise_conv(GRID, None, None, TAPS[:2, :1]), TypeError, 'norm_weight must be a torch.Tensor'),
         (lambda: residual_mlp(X, X[:1], W, None, *MLP), ValueError, r'branch must have shape \(2, 3, 8\), got \(1,'),
         (lambda: residual_mlp(X, X, W, W[:4], *MLP), ValueError, r'norm_bias must have shape \(8,\), got \(4,\)'),

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..composed import by_sample
 from .activations import sigmoid
 from .norm import launch_norm, launch_norm_grad
 from .primitives import block, capability, ceil_div, plain_precision
@@ -212,11 +213,7 @@ def _launch_apart(
     """`launch_residual_mlp` by the kernels of its parts."""
     total, n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype)
     z = launch_mlp(n.view(-1, fc2.shape[0]), fc1, fc2).view(total.shape)
-    return total.add_(z if scale is None else z * _by_sample(scale, z))
-
-
-def _by_sample(scale: Tensor, like: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (like.ndim - 1))
+    return total.add_(z if scale is None else z * by_sample(scale, z))
 
 
 def launch_residual_mlp_grad(
@@ -225,7 +222,7 @@ def launch_residual_mlp_grad(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, branch, the norm's weight and bias in float32, W1 and W2."""
     n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype, keep=False)[1]
-    dz = dy if scale is None else dy * _by_sample(scale, dy)
+    dz = dy if scale is None else dy * by_sample(scale, dy)
     dn, dfc1, dfc2 = launch_mlp_grad(dz.to(fc1.dtype).view(-1, fc2.shape[0]), n.view(-1, fc2.shape[0]), fc1, fc2)
     dx, dbranch, dw, db = launch_norm_grad(
         dy, dn.view(dy.shape), x, norm_weight, norm_bias, eps, x.dtype, branch.dtype, branch=branch
