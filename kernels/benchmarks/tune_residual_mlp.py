@@ -8,12 +8,12 @@ a float32 stream, as autocast has it.
 """
 
 import argparse
-import csv
 import itertools
 import sys
 from pathlib import Path
 
 import torch
+from results import append
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -37,7 +37,7 @@ ERROR = 1e-2  # relative Frobenius, of what the network adds
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--shapes', nargs='+', type=shape, default=SHAPES, metavar='TOKENSxCHANNELSxHIDDEN')
-    parser.add_argument('--out', type=Path, metavar='CSV', help='write the rows here')
+    parser.add_argument('--out', type=Path, metavar='CSV', help='append the rows here')
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit('torch sees no GPU: there is nothing to time')
@@ -51,10 +51,7 @@ def main() -> None:
         console.print(table)
         rows += found
     if args.out:
-        with args.out.open('w', newline='') as stream:
-            writer = csv.DictWriter(stream, rows[0], lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
+        append(rows, args.out)
 
 
 def shape(text: str) -> tuple[int, int, int]:
