@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import bigla.triton as kernels
 from bigla import bigla, bigla_mixer, depthwise_conv, norm_depthwise_conv, residual_mlp
 from bigla.triton import backward, forward, mlp, primitives, sums
+from bigla.triton.primitives import Gates
 
 # More than one where log2(e) g, which is rounded, is large.
 ROUNDINGS = {'strong': 5, 'constant': 50}
@@ -109,7 +110,7 @@ def test_fast_kernels_leave_hard_chunks(L, fast_float32, make_inputs, check):
     inputs = make_inputs(2, L, 2, 16, 8, gates='model', dtype=torch.float32)
     for g in inputs[3:]:
         g.data[0] -= 8
-    hard = forward.launch_forward(*inputs, 0.25, False, 16, L <= 16)[3][:-1].view(2, -1)
+    hard = forward.launch_forward(*inputs[:3], Gates(*inputs[3:], False), 0.25, 16, L <= 16)[3][:-1].view(2, -1)
     assert hard[0].all() and not hard[1].any()
     check(inputs, 5)
 
@@ -267,12 +268,33 @@ def test_conv_of_a_view():
 
 
 @pytest.mark.parametrize('act', [False, True])
-@pytest.mark.parametrize('L, dims, num_heads', [(1, 32, 1), (37, 24, 2), (5, 36, 3)])
-def test_mixer(L, dims, num_heads, act, make_mixer):
-    args = make_mixer(2, L, dims, num_heads, dtype=torch.float32)
-    got = gradients(lambda *a: kernels.bigla_mixer(*a, num_heads, 1e-6, act), args)
+@pytest.mark.parametrize(
+    'L, dims, num_heads, rank',
+    [(1, 32, 1, 4), (37, 24, 2, 16), (5, 36, 3, 17), pytest.param(18, 130, 1, 4, id='values in three tiles')],
+)
+def test_mixer(L, dims, num_heads, rank, act, make_mixer):
+    check_mixer(make_mixer(2, L, dims, num_heads, rank, dtype=torch.float32), num_heads, act)
+
+
+@pytest.mark.parametrize('L', [7, 40])
+def test_fast_kernels_of_the_mixer(L, fast_float32, make_mixer):
+    """And the exact ones, for the first sample: its decays are strong."""
+    args = make_mixer(2, L, 32, 2, dtype=torch.float32)
+    low = args[0].data[0, :, 96:]
+    args[2].data.abs_()
+    low.abs_().mul_(-200)
+    check_mixer(args, 2, True)
+
+
+def check_mixer(args, num_heads, act):
+    def mixer(*args):
+        return kernels.bigla_mixer(*args, num_heads, 1e-6, act)
+
+    got = gradients(mixer, args)
     wide = [a.detach().double().requires_grad_() for a in args]
     agree(got, gradients(lambda *a: bigla_mixer(*a, num_heads=num_heads, act=act, impl='reference'), wide), 2e-6)
+    with torch.no_grad():
+        assert mixer(*args).equal(got[0])  # where the operator's own output is not kept
 
 
 def test_mixer_of_nothing(make_mixer):
@@ -283,9 +305,9 @@ def test_mixer_of_nothing(make_mixer):
 
 def test_mixer_and_conv_in_graphs(make_mixer):
     args = [x.detach() for x in make_mixer(1, 20, 32, 2)]
-    torch.library.opcheck(torch.ops.bigla.mixer, (*args, 2, 1e-6, True, 16, False))
-    y, *saved = torch.ops.bigla.mixer(*args, 2, 1e-6, True, 16, False)
-    torch.library.opcheck(torch.ops.bigla.mixer_backward, (y, *args, *saved, 2, 1e-6, True, 16, False))
+    torch.library.opcheck(torch.ops.bigla.mixer, (*args, 2, 1e-6, True, 16, False, True))
+    y, *saved = torch.ops.bigla.mixer(*args, 2, 1e-6, True, 16, False, True)
+    torch.library.opcheck(torch.ops.bigla.mixer_backward, (y, *args, *saved, 2, 1e-6, True, 16, False, True))
     x, weight = torch.randn(1, 3, 4, 8), torch.randn(8, 1, 3, 3)
     torch.library.opcheck(torch.ops.bigla.depthwise_conv, (x, weight, True))
     torch.library.opcheck(torch.ops.bigla.depthwise_conv_backward, (x, x, weight, True))

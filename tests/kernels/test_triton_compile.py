@@ -18,10 +18,11 @@ from bigla.triton import unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
-from bigla.triton.mixer import launch_merge, launch_merge_grad  # noqa: E402
+from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
+from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
 from bigla.triton.mlp import launch_residual_mlp, launch_swiglu  # noqa: E402
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
-from bigla.triton.primitives import TABLE, chunk_size  # noqa: E402
+from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
 from bigla.triton.sums import sum_rows  # noqa: E402
 
@@ -65,8 +66,9 @@ def compiled(monkeypatch) -> Callable[..., list]:
         q, k, g_fwd, g_bwd = (torch.empty(B, L, nh, K, dtype=dtype, device='meta') for _ in range(4))
         v, do = (torch.empty(B, L, nh, V, dtype=dtype, device='meta') for _ in range(2))
         C = chunk_size(L, K, dtype)
-        launch_forward(q, k, v, g_fwd, g_bwd, 1.0, False, C, L <= C)
-        launch_backward(do, q, k, v, g_fwd, g_bwd, *buffers(q, v, -(-L // C), L <= C), 1.0, False, C, L <= C)
+        gates = Gates(g_fwd, g_bwd, False)
+        launch_forward(q, k, v, gates, 1.0, C, L <= C)
+        launch_backward(do, q, k, v, gates, *buffers(q, v, -(-L // C), L <= C), 1.0, C, L <= C)
         joins = set() if L <= C else {'state_kernel', 'scan_kernel'}
         fast = set() if dtype == torch.float32 else {'out_kernel', 'grad_kernel'}
         assert {name for name, _ in launched} == joins | fast | {'exact_out_kernel', 'exact_grad_kernel'}
@@ -128,6 +130,46 @@ def test_hopper_code(K, V, budgets, compiled, tmp_path):
             assert got.stack <= stack and got.instructions <= instructions, (name, got)
 
 
+def launch_both(L: int, dims: int, nh: int, keep: bool = True) -> None:
+    """The mixer, and its backward."""
+    K = dims // (2 * nh)
+    C = chunk_size(L, K, BF16)
+    projected, local, decay_weight, o = (
+        torch.empty(shape, dtype=BF16, device='meta')
+        for shape in ((2, L, 3 * dims + 16), (2, L, dims), (dims, 16), (2, L, nh, 2 * K))
+    )
+    vectors = (torch.empty(n, device='meta') for n in (dims, dims, 2 * K, 2 * K))
+    inputs, options = (projected, local, decay_weight, *vectors), (nh, 1e-6, True, C, L <= C)
+    launch_mixer(*inputs, *options, keep)
+    if keep:
+        saved = buffers(o[..., :K], o, -(-L // C), L <= C)
+        launch_mixer_grad(local, *inputs, o, *saved, *options)
+
+
+# As above, with the gates' expansion and the end of the mixer inside.
+@pytest.mark.parametrize(
+    'dims, nh, budgets',
+    [
+        (192, 3, {'state_kernel': (0, 50), 'out_kernel': (92, 188), 'grad_kernel': (312, 400)}),
+        (96, 3, {'state_kernel': (0, 31), 'out_kernel': (0, 99), 'grad_kernel': (544, 163)}),
+    ],
+    ids=['ViG', 'ViG-H'],
+)
+def test_hopper_code_of_the_mixer(dims, nh, budgets, compiled, tmp_path):
+    compiled.target(90)
+    for keep in (True, False):
+        launch_both(4096, dims, nh, keep)
+    found = set()
+    for name, kernel in compiled.launched:
+        assert 'wgmma' not in kernel.asm['ptx'], name
+        if name in budgets:
+            stack, instructions = budgets[name]
+            got = code(kernel, tmp_path, 32)
+            assert got.stack <= stack and got.instructions <= instructions, (name, got)
+            found.add(name)
+    assert found == set(budgets)
+
+
 @pytest.mark.slow
 def test_one_compilation_for_every_length(compiled):
     """Twenty image sizes of stride 16, none a multiple of another: six kernels, the state's in both directions, the
@@ -171,7 +213,7 @@ def test_around_the_operator(arch, compiled, tmp_path):
     )
     gate, bias, norm = projected[..., 2 * dims : 3 * dims], *(torch.empty(n, device='meta') for n in (dims, dims // nh))
     compiled.target(arch)
-    launch_merge(o, local, gate, bias, norm, norm, 1e-6, True)
+    launch_merge(o, Merge(local, gate, bias, norm, norm, local, 1e-6, True, True))
     launch_merge_grad(local, o, local, gate, bias, norm, norm, gate, 1e-6, True)
     x, weight = torch.empty(2, 6, 10, dims, dtype=BF16, device='meta'), torch.empty(dims, 1, 3, 3, device='meta')
     launch_conv(x, weight, True)
@@ -182,6 +224,10 @@ def test_around_the_operator(arch, compiled, tmp_path):
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024
         assert code(kernel, tmp_path, 1).stack <= (24 if name == 'conv_grad_kernel' else 0), name
+    compiled.launched.clear()
+    launch_both(60, dims, nh)
+    for name, kernel in compiled.launched:
+        assert kernel.metadata.shared <= SHARED[arch] * 1024, name
 
 
 @pytest.mark.parametrize('arch', ARCHS)

@@ -19,7 +19,7 @@ from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad
 from .mlp import launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
 from .norm import launch_norm, launch_norm_grad
-from .primitives import INTERPRETED, chunk_size
+from .primitives import INTERPRETED, Gates, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
 
 __all__ = [
@@ -94,9 +94,10 @@ def bigla_mixer(
     """
     L = projected.shape[1]
     tensors = projected, local, decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     C = chunk_size(L, local.shape[-1] // (2 * num_heads), projected.dtype)
     one = isinstance(L, int) and L <= C
-    return _mixer(*tensors, num_heads, eps, act, C, one)
+    return _mixer(*tensors, num_heads, eps, act, C, one, keep)
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
@@ -248,7 +249,7 @@ def _run_bigla(
     q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int, one: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.cuda.device_of(q):
-        return launch_forward(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one)
+        return launch_forward(q, k, v, Gates(g_fwd, g_bwd, gate_logits), scale, C, one)
 
 
 def _fake_bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one):
@@ -262,7 +263,7 @@ def _run_bigla_backward(
     state: Tensor, total: Tensor, hard: Tensor, scale: float, gate_logits: bool, C: int, one: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(q):
-        return tuple(launch_backward(do, q, k, v, g_fwd, g_bwd, state, total, hard, scale, gate_logits, C, one))
+        return tuple(launch_backward(do, q, k, v, Gates(g_fwd, g_bwd, gate_logits), state, total, hard, scale, C, one))
 
 
 def _fake_bigla_backward(do, q, k, v, g_fwd, g_bwd, state, total, hard, scale, gate_logits, C, one):
@@ -271,39 +272,39 @@ def _fake_bigla_backward(do, q, k, v, g_fwd, g_bwd, state, total, hard, scale, g
 
 def _run_mixer(
     projected: Tensor, local: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor, norm_weight: Tensor,
-    local_norm_weight: Tensor, num_heads: int, eps: float, act: bool, C: int, one: bool,
+    local_norm_weight: Tensor, num_heads: int, eps: float, act: bool, C: int, one: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False):
         return launch_mixer(
-            projected.contiguous(), local.contiguous(), decay_weight.to(projected.dtype),
-            decay_bias.to(projected.dtype), gate_bias, norm_weight, local_norm_weight, num_heads, eps, act, C, one,
+            projected.contiguous(), local.contiguous(), decay_weight.to(projected.dtype), decay_bias, gate_bias,
+            norm_weight, local_norm_weight, num_heads, eps, act, C, one, keep,
         )  # fmt: skip
 
 
-def _fake_mixer(projected, local, dw, db, gb, nw, lw, num_heads, eps, act, C, one):
+def _fake_mixer(projected, local, dw, db, gb, nw, lw, num_heads, eps, act, C, one, keep):
     B, L, dims = local.shape
     K, V = dims // (2 * num_heads), dims // num_heads
     q, v = projected.new_empty(B, L, num_heads, K), projected.new_empty(B, L, num_heads, V)
-    return local.new_empty(B, L, dims), v, *buffers(q, v, (L + C - 1) // C, one)
+    o = v if keep else v.new_empty(0, 0, 0, 0)
+    return local.new_empty(B, L, dims), o, *buffers(q, v, (L + C - 1) // C, one)
 
 
 def _run_mixer_backward(
     dy: Tensor, projected: Tensor, local: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
     norm_weight: Tensor, local_norm_weight: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor,
-    num_heads: int, eps: float, act: bool, C: int, one: bool,
+    num_heads: int, eps: float, act: bool, C: int, one: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     parameters = decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
     with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False):
         dprojected, dlocal, *grads = launch_mixer_grad(
-            dy.contiguous(), projected.contiguous(), local.contiguous(), decay_weight.to(projected.dtype),
-            decay_bias.to(projected.dtype), gate_bias, norm_weight, local_norm_weight, o, state, total, hard,
-            num_heads, eps, act, C, one,
+            dy.contiguous(), projected.contiguous(), local.contiguous(), decay_weight.to(projected.dtype), decay_bias,
+            gate_bias, norm_weight, local_norm_weight, o, state, total, hard, num_heads, eps, act, C, one,
         )  # fmt: skip
     return dprojected, dlocal, *(g.to(x.dtype) for g, x in zip(grads, parameters, strict=True))
 
 
 def _fake_mixer_backward(
-    dy, projected, local, dw, db, gb, nw, lw, o, state, total, hard, num_heads, eps, act, C, one
+    dy, projected, local, dw, db, gb, nw, lw, o, state, total, hard, num_heads, eps, act, C, one, keep
 ):  # fmt: skip
     return tuple(x.new_empty(x.shape) for x in (projected, local, dw, db, gb, nw, lw))
 

@@ -26,10 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .forward import scan, state_kernel, token_strides
+from .forward import scan, state_kernel
 from .primitives import (
     SEARCHERS,
     SPAN,
+    Gates,
     any_hard,
     block,
     ceil_div,
@@ -37,6 +38,7 @@ from .primitives import (
     dot,
     gate_grad,
     is_hard,
+    load_gates,
     load_rows,
     load_state,
     load_total,
@@ -48,6 +50,7 @@ from .primitives import (
     running_sum,
     store_rows,
     tile_decay,
+    token_strides,
     tree_factors,
     tree_merge,
     tree_pairs,
@@ -102,10 +105,11 @@ def direction_grads(
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
 def grad_kernel(
-    q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
-    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
+    q, k, v, gates, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
+    q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr, WALK: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+    WALK: tl.constexpr,
 ):  # fmt: skip
     """The five gradients of WALK neighbouring chunks, one after the other; those of hard chunks are not stored."""
     r = tl.arange(0, C)
@@ -115,10 +119,11 @@ def grad_kernel(
         left = c * C
         m = left + r < L
         i = tl.minimum((b * NT + c) * H + h, N - 1)
-        f = load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK)
-        e = load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK)
+        f = load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC)
+        e = load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC)
         F = tile_decay(f, m, LOGITS)
         E = tile_decay(e, m, LOGITS)
+        f, e = f.to(gates[0].dtype.element_ty), e.to(gates[1].dtype.element_ty)  # kept in half the registers
         if ONE:
             mf = tl.sum(F, 0) / 2
             mb = tl.sum(E, 0) / 2
@@ -161,10 +166,11 @@ def grad_kernel(
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
 def exact_grad_kernel(
-    q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb,
-    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
+    q, k, v, gates, do, state, dstate, hard, dq, dk, dv, dgf, dgb,
+    q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ALL: tl.constexpr, ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+    ALL: tl.constexpr,
 ):  # fmt: skip
     """The five gradients of the hard chunks, found as in `exact_out_kernel`; or of ALL.
 
@@ -185,8 +191,8 @@ def exact_grad_kernel(
                     m = left + r < L
                     q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
                     k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-                    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS)
-                    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS)
+                    f = tile_decay(load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
+                    e = tile_decay(load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
                     at, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, True)
                     at = operand(at, PREC)
                     d = tl.zeros([C, C], tl.float32)
@@ -247,8 +253,8 @@ def exact_grad_kernel(
                         pf, sf, sb, pb, tf, tb = tree_merge(pf, sf, sb, pb, tf, tb, r, s)
                     df = tl.cumsum(df, 0, reverse=True) + wf[None, :]
                     db = tl.cumsum(db, 0) + wb[None, :]
-                    f = load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK)
-                    e = load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK)
+                    f = load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC)
+                    e = load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC)
                     store_rows(row(dgf, dg_s, b, left, h), dg_s[1], gate_grad(df, f, LOGITS), r, m, K, BK)
                     store_rows(row(dgb, dg_s, b, left, h), dg_s[1], gate_grad(db, e, LOGITS), r, m, K, BK)
                     store_rows(row(dq, dk_s, b, left, h), dk_s[1], dq_ * scale, r, m, K, BK)
@@ -257,54 +263,54 @@ def exact_grad_kernel(
 
 
 def launch_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor,
-    state: Tensor, total: Tensor, hard: Tensor, scale: float, gate_logits: bool, C: int, one: bool,
-    into: Sequence[Tensor] | None = None,
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, total: Tensor, hard: Tensor,
+    scale: float, C: int, one: bool, into: Sequence[Tensor] | None = None,
 ) -> Sequence[Tensor]:  # fmt: skip
     """Launch the backward.
 
     Args:
         do: Gradient of o (B, L, nh, V), any strides.
-        q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one: What `launch_forward` got.
+        q, k, v, gates, scale, C, one: What `launch_forward` got.
         state, total, hard: What it returned besides o.
         into: Where the five gradients go: tensors of the inputs' shapes and dtypes, dense in the last dimension; the
-            first two have the same strides, and the last two.
+            first two have the same strides, and the last two. Those of gates in low-rank form are the logits'.
 
     Returns:
-        Gradients of q, k, v, g_fwd and g_bwd: `into`, or new tensors.
+        Gradients of q, k, v and both gates: `into`, or new tensors.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
     NT = ceil_div(L, C)
     N = B * NT * H
     if into is None:
-        into = [x.new_empty(x.shape) for x in (q, k, v, g_fwd, g_bwd)]
+        into = [x.new_empty(x.shape) for x in (q, k, v, gates.fwd, gates.bwd)]
     dq, dk, dv, dgf, dgb = into
     if N == 0:
         return into
     cfg = config(C, K, V, q.dtype)
     prec, limit = precision(q.dtype)
-    q, k, v, gf, gb, do = (rows(x, C) for x in (q, k, v, g_fwd, g_bwd, do))
-    q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s = (token_strides(x) for x in (q, k, v, gf, gb, do, dk, dv, dgf))
-    tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
+    q, k, v, do = (rows(x, C) for x in (q, k, v, do))
+    gates = gates.prepared(C)
+    g, g_s = gates.pointers(), gates.strides()
+    q_s, k_s, v_s, do_s, dk_s, dv_s, dg_s = (token_strides(x) for x in (q, k, v, do, dk, dv, dgf))
+    tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     dstate = state
     if not one:
         dstate = torch.empty_like(state)
         state_kernel[2 * N, ceil_div(V, cfg.BV)](
-            q, do, gf, gb, dstate, total, q_s, do_s, gf_s, gb_s, scale / 2, L, NT, H,
-            GRAD=True, num_warps=cfg.state_warps, num_stages=1, **tile,
-        )  # fmt: skip
+            q, do, g, dstate, total, q_s, do_s, g_s, scale / 2, L, NT, H, GRAD=True, num_warps=cfg.state_warps, **tile
+        )
         scan(dstate, total, B, NT, H, K, V, cfg, True)
-    strides = q_s, k_s, v_s, gf_s, gb_s, do_s, dk_s, dv_s, dg_s
-    launch = dict(ONE=one, num_warps=cfg.grad_warps, num_stages=1)
+    strides = q_s, k_s, v_s, g_s, do_s, dk_s, dv_s, dg_s
+    launch = dict(ONE=one, num_warps=cfg.grad_warps)
     if limit is not None:
         walk = min(cfg.grad_walk, NT)
         grad_kernel[B * ceil_div(NT, walk) * H,](
-            q, k, v, gf, gb, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides,
+            q, k, v, g, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides,
             scale / 2, L, NT, H, N, WALK=walk, **launch, **tile,
         )  # fmt: skip
     exact_grad_kernel[min(N, SEARCHERS),](
-        q, k, v, gf, gb, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides,
+        q, k, v, g, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides,
         scale / 2, L, NT, H, N, ALL=limit is None, **launch, **tile,
     )  # fmt: skip
     return into

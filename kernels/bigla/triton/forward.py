@@ -21,10 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .merge import Merge, finish, launch_merge
 from .primitives import (
     SEARCHERS,
     SPAN,
     Config,
+    Gates,
     any_hard,
     block,
     ceil_div,
@@ -32,6 +34,8 @@ from .primitives import (
     decay,
     dot,
     is_hard,
+    load_gate,
+    load_gates,
     load_rows,
     load_state,
     load_total,
@@ -43,15 +47,16 @@ from .primitives import (
     store_rows,
     store_state,
     tile_decay,
+    token_strides,
     tree_scores,
 )
 
 
 @triton.jit(do_not_specialize=['L', 'NT'])
 def state_kernel(
-    x, y, gf, gb, state, total, x_s, y_s, gf_s, gb_s, scale, L, NT, H,
+    x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    GRAD: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+    GRAD: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One direction of one chunk: sum_r (x_r 2^G_r) y_r^T, rows in the order in which decays accumulate.
 
@@ -68,12 +73,6 @@ def state_kernel(
     reverse = (d == 0) != GRAD
     t = tl.where(reverse, C - 1 - r, r)
     m = left + t < L
-    if d == 0:
-        g = row(gf, gf_s, b, left, h)
-        g_s = gf_s[1]
-    else:
-        g = row(gb, gb_s, b, left, h)
-        g_s = gb_s[1]
 
     # The gate of row r - 1, so that the plain sum is the exclusive one: subtracting the own gate would lose digits.
     tg = t
@@ -81,11 +80,11 @@ def state_kernel(
     if not GRAD:
         tg = tl.where(reverse, t + 1, t - 1)
         mg = (r > 0) & (left + tg < L)
-    G = tile_decay(load_rows(g, g_s, tg, mg, K, BK), mg, LOGITS)
+    G = tile_decay(load_gates(gates, gates_s, b, left, h, d, H, tg, mg, K, BK, RANK, BR, PREC), mg, LOGITS)
     if not GRAD and v0 == 0:
         kk = tl.arange(0, BK)
         last = tl.where(reverse, 0, C - 1)
-        end = tl.load(g + last * g_s + kk, mask=(kk < K) & (left + last < L), other=0.0)
+        end = load_gate(gates, gates_s, b, left, h, d, H, last, left + last < L, K, BK, RANK, BR)
         end = tl.where(left + last < L, decay(end, LOGITS), 0.0)
         tl.store(total + (i.to(tl.int64) * 2 + d) * K + kk, tl.sum(G, 0) + end, mask=kk < K)
     G = tl.cumsum(G, 0)
@@ -161,11 +160,15 @@ def scan_kernel(
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
 def out_kernel(
-    q, k, v, gf, gb, state, total, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale, limit, L, NT, H, N,
+    q, k, v, gates, state, total, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, NT, H, N, eps,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+    KEEP: tl.constexpr, MERGE: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of one chunk, or hard[i] = 1 for one whose decay passes the limit. ONE: the chunk is the sequence."""
+    """Outputs of one chunk, or hard[i] = 1 for one whose decay passes the limit. ONE: the chunk is the sequence.
+
+    KEEP: o is stored. MERGE: so is what the mixer makes of it.
+    """
     i = N - 1 - tl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
     b, c, h = locate(i, NT, H)
     left = c * C
@@ -173,8 +176,8 @@ def out_kernel(
     m = left + r < L
     q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
     k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS)
-    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS)
+    f = tile_decay(load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
+    e = tile_decay(load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
     if ONE:
         tf = tl.sum(f, 0)
         tb = tl.sum(e, 0)
@@ -203,14 +206,18 @@ def out_kernel(
                 S = uf * load_state(state, i, 0, K, V, BK, BV, v0)
                 R = ub * load_state(state, i, 1, K, V, BK, BV, v0)
                 out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
-            store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+            if KEEP:
+                store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+            if MERGE:
+                finish(out, merge, merge_s, eps, b, left, h, r, m, V, BV, ACT)
 
 
 @triton.jit(do_not_specialize=['L', 'NT', 'N'])
 def exact_out_kernel(
-    q, k, v, gf, gb, state, hard, o, q_s, k_s, v_s, gf_s, gb_s, o_s, scale, L, NT, H, N,
+    q, k, v, gates, state, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, L, NT, H, N, eps,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ALL: tl.constexpr, ONE: tl.constexpr, LOGITS: tl.constexpr, PREC: tl.constexpr,
+    ONE: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+    ALL: tl.constexpr, KEEP: tl.constexpr, MERGE: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """Outputs of the hard chunks, found SPAN at a time by a grid that does not depend on their number; or of ALL."""
     G = tl.num_programs(0)
@@ -226,8 +233,8 @@ def exact_out_kernel(
                     m = left + r < L
                     q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
                     k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-                    f = tile_decay(load_rows(row(gf, gf_s, b, left, h), gf_s[1], r, m, K, BK), m, LOGITS)
-                    e = tile_decay(load_rows(row(gb, gb_s, b, left, h), gb_s[1], r, m, K, BK), m, LOGITS)
+                    f = tile_decay(load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
+                    e = tile_decay(load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
                     a, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, False)
                     a = operand(a, PREC)
                     qf = operand(q_ * tl.exp2(pf), PREC)
@@ -239,12 +246,11 @@ def exact_out_kernel(
                             S = load_state(state, i, 0, K, V, BK, BV, v0)
                             R = load_state(state, i, 1, K, V, BK, BV, v0)
                             out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
-                        store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+                        if KEEP:
+                            store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+                        if MERGE:
+                            finish(out, merge, merge_s, eps, b, left, h, r, m, V, BV, ACT)
         i0 += SPAN * G
-
-
-def token_strides(x: Tensor) -> tuple[int, int, int]:
-    return x.stride()[:3]
 
 
 def buffers(q: Tensor, v: Tensor, NT: int, one: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,51 +272,59 @@ def buffers(q: Tensor, v: Tensor, NT: int, one: bool) -> tuple[Tensor, Tensor, T
 
 
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int, one: bool
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, scale: float, C: int, one: bool, merge: Merge | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward.
 
     Args:
-        q, k, g_fwd, g_bwd: (B, L, nh, K), any strides.
+        q, k: (B, L, nh, K), any strides.
         v: (B, L, nh, V).
+        gates: Of the width of q.
         scale: Factor on the scores.
-        gate_logits: The gates are x of log decay = logsigmoid(x) / 16.
         C: Tokens a chunk, from `chunk_size`.
         one: A chunk holds all tokens; leave out what serves to join chunks.
+        merge: What becomes of o.
 
     Returns:
-        o (B, L, nh, V) of v's dtype, and the states that enter each chunk, totals and flags as in `buffers`.
+        o (B, L, nh, V) of v's dtype, empty where `merge` does not keep it, and the states that enter each chunk,
+        totals and flags as in `buffers`.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
     NT = ceil_div(L, C)
     N = B * NT * H
-    o = v.new_empty(B, L, H, V)
+    cfg = config(C, K, V, q.dtype)
+    fused = merge is not None and block(V) <= cfg.BV
+    keep = not fused or merge.keep
+    o = v.new_empty((B, L, H, V) if keep else (0, 0, 0, 0))
     state, total, hard = buffers(q, v, NT, one)
     if N == 0:
         return o, state, total, hard
-    cfg = config(C, K, V, q.dtype)
     prec, limit = precision(q.dtype)
-    q, k, v, gf, gb = (rows(x, C) for x in (q, k, v, g_fwd, g_bwd))
-    q_s, k_s, v_s, gf_s, gb_s, o_s = (token_strides(x) for x in (q, k, v, gf, gb, o))
-    tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, LOGITS=gate_logits, PREC=prec)
+    q, k, v = (rows(x, C) for x in (q, k, v))
+    gates = gates.prepared(C)
+    g, g_s = gates.pointers(), gates.strides()
+    q_s, k_s, v_s, o_s = (token_strides(x) for x in (q, k, v, o))
+    tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     if not one:
         state_kernel[2 * N, ceil_div(V, cfg.BV)](
-            k, v, gf, gb, state, total, k_s, v_s, gf_s, gb_s, 1.0, L, NT, H,
-            GRAD=False, num_warps=cfg.state_warps, num_stages=1, **tile,
-        )  # fmt: skip
+            k, v, g, state, total, k_s, v_s, g_s, 1.0, L, NT, H, GRAD=False, num_warps=cfg.state_warps, **tile
+        )
         scan(state, total, B, NT, H, K, V, cfg, False)
-    strides = q_s, k_s, v_s, gf_s, gb_s, o_s
-    tile |= dict(ONE=one, num_stages=1)
+    end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
+    strides = q_s, k_s, v_s, g_s, o_s, end_s
+    tile |= dict(ONE=one, KEEP=keep, MERGE=fused, ACT=act)
     if limit is not None:
         out_kernel[N,](
-            q, k, v, gf, gb, state, total, hard, o, *strides, scale / 2, limit, L, NT, H, N,
+            q, k, v, g, state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
             num_warps=cfg.out_warps, maxnreg=cfg.out_registers, **tile,
         )  # fmt: skip
     exact_out_kernel[min(N, SEARCHERS),](
-        q, k, v, gf, gb, state, hard, o, *strides, scale / 2, L, NT, H, N,
+        q, k, v, g, state, hard, o, end, *strides, scale / 2, L, NT, H, N, eps,
         ALL=limit is None, num_warps=cfg.grad_warps, **tile,
     )  # fmt: skip
+    if merge is not None and not fused:
+        launch_merge(o, merge)
     return o, state, total, hard
 
 

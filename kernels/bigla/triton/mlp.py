@@ -41,7 +41,7 @@ WIDEST = 256  # channels of a residual MLP in one kernel
 # and lose with 32,768; between them it is a guess.
 FEWEST = 12288
 # By block(C), for GPUs with 227 KB of shared memory a program, and with 99.
-TILES = {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 32, 8, 3)}
+TILES = {64: Tile(64, 32, 4, 3), 128: Tile(64, 32, 4, 3), 256: Tile(128, 32, 8, 3)}
 SMALL_TILES = {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 16, 8, 2)}
 
 

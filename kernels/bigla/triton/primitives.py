@@ -19,6 +19,31 @@ SEARCHERS = 528
 SPAN = tl.constexpr(32)
 
 
+class Gates(NamedTuple):
+    """Where kernels find the gates: as they are, or in ViG's low-rank form, from which each program makes its own."""
+
+    fwd: Tensor  # gates (B, L, nh, K), or the low-rank decay (B, L, nh, R), the same for all heads
+    bwd: Tensor  # the same of the other direction
+    logits: bool  # they are x of log decay = logsigmoid(x) / 16
+    weight: Tensor | None = None  # (2 nh K, R), dense: the logits are weight low + bias, the forward direction's first
+    bias: Tensor | None = None  # (2 nh K)
+
+    def prepared(self, C: int) -> 'Gates':
+        """With rows that a program can walk, C at a time."""
+        return self._replace(fwd=rows(self.fwd, C), bwd=rows(self.bwd, C))
+
+    def pointers(self) -> tuple[Tensor, ...]:
+        return self.fwd, self.bwd, *(self.fwd if x is None else x for x in (self.weight, self.bias))
+
+    def strides(self) -> tuple[tuple[int, ...], ...]:
+        return token_strides(self.fwd), token_strides(self.bwd)
+
+    def options(self) -> dict[str, int]:
+        """Constants of the kernels that load them."""
+        rank = 0 if self.weight is None else self.weight.shape[1]
+        return dict(LOGITS=self.logits, RANK=rank, BR=block(rank) if rank else 0)
+
+
 class Config(NamedTuple):
     """Tile sizes and launch options."""
 
@@ -39,8 +64,8 @@ class Config(NamedTuple):
 # have two warps. One warp less than needed in the others, and ptxas spills everything (kilobytes of stack).
 TABLE = {
     torch.bfloat16: {
-        16: Config(32, 64, 1, 1, 1, out_registers=96, grad_walk=2),
-        32: Config(32, 64, 1, 1, 2, out_registers=168),
+        16: Config(32, 64, 1, 1, 1, out_registers=128, grad_walk=2),
+        32: Config(32, 64, 1, 1, 2, out_registers=224),
         64: Config(32, 64, 2, 4, 4),
         128: Config(16, 32, 2, 4, 8),
         256: Config(16, 16, 2, 8, 8),
@@ -120,6 +145,10 @@ def rows(x: Tensor, C: int) -> Tensor:
     return x if dense and x.stride(1) * C < 2**31 else x.contiguous()
 
 
+def token_strides(x: Tensor) -> tuple[int, int, int]:
+    return x.stride()[:3]
+
+
 @triton.jit
 def locate(i, NT, H):
     """Index i of a (batch, chunk, head), heads fastest: neighbours read the same rows of memory together."""
@@ -195,6 +224,61 @@ def store_state(state, i, d, x, K: tl.constexpr, V: tl.constexpr, BK: tl.constex
     kk, vv = tl.arange(0, BK)[:, None], v0 + tl.arange(0, BV)[None, :]
     p = state + (i.to(tl.int64) * 2 + d) * (K * V) + (kk * V + vv)
     tl.store(p, x.to(state.dtype.element_ty), mask=(kk < K) & (vv < V))
+
+
+@triton.jit
+def gate_rows(gates, gates_s, b, t, h, d):
+    """Pointer to gates of direction d from token t on, and the distance of tokens."""
+    if d == 0:
+        p = row(gates[0], gates_s[0], b, t, h)
+        s = gates_s[0][1]
+    else:
+        p = row(gates[1], gates_s[1], b, t, h)
+        s = gates_s[1][1]
+    return p, s
+
+
+@triton.jit
+def expansion(gates, h, d, H, K: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr):
+    """The weight (BR, BK) and the bias (BK) that make logits of the low-rank decay, 0 outside RANK and K."""
+    kk = tl.arange(0, BK)
+    rr = tl.arange(0, BR)
+    first = (d * H + h) * K
+    at = (first + kk)[None, :] * RANK + rr[:, None]
+    weight = tl.load(gates[2] + at, mask=(kk < K)[None, :] & (rr < RANK)[:, None], other=0.0)
+    return weight, tl.load(gates[3] + first + kk, mask=kk < K, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_gates(
+    gates, gates_s, b, left, h, d, H, r, m,
+    K: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """Gates (C, BK) of rows r behind token `left`, as they are, or made of the low-rank decay (RANK > 0)."""
+    p, s = gate_rows(gates, gates_s, b, left, h, d)
+    if RANK == 0:
+        return load_rows(p, s, r, m, K, BK)
+    else:
+        weight, bias = expansion(gates, h, d, H, K, BK, RANK, BR)
+        low = load_rows(p, s, r, m, RANK, BR)
+        return dot(operand(low, PREC), operand(weight, PREC), PREC) + bias[None, :]
+
+
+@triton.jit
+def load_gate(
+    gates, gates_s, b, left, h, d, H, r, m,
+    K: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """One row (BK) of `load_gates`, 0 or a bias where not `m`."""
+    p, s = gate_rows(gates, gates_s, b, left, h, d)
+    kk = tl.arange(0, BK)
+    if RANK == 0:
+        return tl.load(p + r * s + kk, mask=(kk < K) & m, other=0.0)
+    else:
+        weight, bias = expansion(gates, h, d, H, K, BK, RANK, BR)
+        rr = tl.arange(0, BR)
+        low = tl.load(p + r * s + rr, mask=(rr < RANK) & m, other=0.0).to(tl.float32)
+        return tl.sum(low[:, None] * weight.to(tl.float32), 0) + bias
 
 
 @triton.jit

@@ -1,0 +1,148 @@
+"""The end of ViG's token mixer in Triton: norms, 2D gating with the local tokens, SiLU.
+
+Per head, with o = BiGLA(q, k, v, gates), l the local tokens, r(x) = (mean x^2 + eps)^-1/2 and G = sigmoid(gate + c)::
+
+    z = G n + (1 - G) m     n = w_n o r(o)     m = w_m l r(l)     y = SiLU(z) or z
+
+and back, with dz = dy SiLU'(z) or dy::
+
+    d gate = dz (n - m) G (1 - G)       dn = dz G       dm = dz (1 - G)
+    do = r(o) (w_n dn - o r(o) mean(o r(o) w_n dn))     and the same with m, l and w_m
+
+The operator's output kernels have it inside (`finish`) where one program holds the values of a head.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activations import activate, activate_grad, sigmoid
+from .primitives import block, ceil_div, load_rows, row, store_rows, token_strides
+from .sums import sum_rows
+
+ROWS = tl.constexpr(32)  # heads of tokens that a program merges
+
+
+@triton.jit
+def normalized(x, V: tl.constexpr, eps):
+    """x r(x), and r(x), row by row."""
+    r = tl.rsqrt(tl.sum(x * x, 1) / V + eps)[:, None]
+    return x * r, r
+
+
+@triton.jit
+def gated(G, n, m):
+    return G * n + (1 - G) * m
+
+
+@triton.jit
+def norm_grad(dn, w, x, r, V: tl.constexpr):
+    """Gradient of what `normalized` got, from that of w x r(x)."""
+    g = dn * w
+    return r * (g - x * (tl.sum(g * x, 1) / V)[:, None])
+
+
+class Merge(NamedTuple):
+    """What becomes of the operator's output, and where it goes."""
+
+    local: Tensor  # (B, L, nh, V), like the gate a view whose heads lie side by side
+    gate: Tensor  # (B, L, nh, V)
+    gate_bias: Tensor  # (nh V)
+    norm: Tensor  # (V)
+    local_norm: Tensor  # (V)
+    y: Tensor  # (B, L, nh, V)
+    eps: float
+    act: bool
+    keep: bool  # the operator's own output is wanted, too
+
+    def arguments(self) -> tuple[tuple[Tensor, ...], tuple[tuple[int, ...], ...], float, bool]:
+        """For kernels with `finish`: pointers, strides, eps, act."""
+        return self[:6], tuple(token_strides(x) for x in (self.local, self.gate, self.y)), self.eps, self.act
+
+
+@triton.jit
+def finish(
+    out, merge, merge_s, eps, b, left, h, r, m, V: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr
+):  # fmt: skip
+    """Stores y of a chunk's output (C, BV), which is all of V."""
+    v = tl.arange(0, BV)
+    w = tl.load(merge[3] + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    u = tl.load(merge[4] + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    c = tl.load(merge[2] + h * V + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    local = load_rows(row(merge[0], merge_s[0], b, left, h), merge_s[0][1], r, m, V, BV).to(tl.float32)
+    gate = load_rows(row(merge[1], merge_s[1], b, left, h), merge_s[1][1], r, m, V, BV).to(tl.float32)
+    z = gated(sigmoid(gate + c), normalized(out, V, eps)[0] * w, normalized(local, V, eps)[0] * u)
+    if ACT:
+        z = activate(z, 'silu')
+    store_rows(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], z, r, m, V, BV)
+
+
+@triton.jit(do_not_specialize=['N'])
+def merge_kernel(
+    o, local, gate, bias, norm, local_norm, y, dy, do, dlocal, dgate, parts, local_s, gate_s, eps, N, H,
+    V: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
+):  # fmt: skip
+    """y of ROWS heads of tokens; GRAD: do, dlocal and dgate, and the sums of dw_n and dw_m over them."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    v = tl.arange(0, BV)
+    m = (n < N)[:, None] & (v < V)[None, :]
+    t, h = (n // H).to(tl.int64), n % H
+    flat = n.to(tl.int64)[:, None] * V + v[None, :]
+    column = h[:, None] * V + v[None, :]
+    at_gate = t[:, None] * gate_s + column
+    at_local = t[:, None] * local_s + column
+    w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    u = tl.load(local_norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    x, r = normalized(tl.load(o + flat, mask=m, other=0.0).to(tl.float32), V, eps)
+    near, s = normalized(tl.load(local + at_local, mask=m, other=0.0).to(tl.float32), V, eps)
+    g = tl.load(gate + at_gate, mask=m, other=0.0).to(tl.float32)
+    g = sigmoid(g + tl.load(bias + column, mask=m, other=0.0).to(tl.float32))
+    z = gated(g, x * w, near * u)
+    if not GRAD:
+        if ACT:
+            z = activate(z, 'silu')
+        tl.store(y + flat, z.to(y.dtype.element_ty), mask=m)
+    else:
+        dz = tl.load(dy + flat, mask=m, other=0.0).to(tl.float32)
+        if ACT:
+            dz = activate_grad(dz, z, 'silu')
+        dn, dm = dz * g, dz * (1 - g)
+        tl.store(do + flat, norm_grad(dn, w, x, r, V).to(do.dtype.element_ty), mask=m)
+        tl.store(dlocal + flat, norm_grad(dm, u, near, s, V).to(dlocal.dtype.element_ty), mask=m)
+        tl.store(dgate + at_gate, (dz * (x * w - near * u) * g * (1 - g)).to(dgate.dtype.element_ty), mask=m)
+        at_part = parts + tl.program_id(0).to(tl.int64) * (2 * V) + v
+        tl.store(at_part, tl.sum(dn * x, 0), mask=v < V)
+        tl.store(at_part + V, tl.sum(dm * near, 0), mask=v < V)
+
+
+def launch_merge(o: Tensor, merge: Merge) -> None:
+    """y from o (B, L, nh, V), by a kernel of its own."""
+    B, L, H, V = o.shape
+    local, gate, bias, norm, local_norm, y = merge[:6]
+    N = B * L * H
+    if N:
+        merge_kernel[ceil_div(N, ROWS.value),](
+            o, local, gate, bias, norm, local_norm, y, y, y, y, y, y, local.stride(1), gate.stride(1), merge.eps, N, H,
+            V=V, BV=block(V), ACT=merge.act, GRAD=False, num_warps=4,
+        )  # fmt: skip
+
+
+def launch_merge_grad(
+    dy: Tensor, o: Tensor, local: Tensor, gate: Tensor, bias: Tensor, norm: Tensor, local_norm: Tensor, dgate: Tensor,
+    eps: float, act: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """do, dlocal, and the gradients (V) of both norms in float32; `dgate`, laid out like the gate, gets its own."""
+    B, L, H, V = o.shape
+    bias, norm, local_norm = bias.contiguous(), norm.contiguous(), local_norm.contiguous()
+    N = B * L * H
+    do, dlocal = torch.empty_like(o), local.new_empty(B, L, H * V)
+    parts = o.new_empty(ceil_div(N, ROWS.value), 2 * V, dtype=torch.float32)
+    if N:
+        merge_kernel[ceil_div(N, ROWS.value),](
+            o, local, gate, bias, norm, local_norm, dy, dy, do, dlocal, dgate, parts,
+            local.stride(1), gate.stride(1), eps, N, H, V=V, BV=block(V), ACT=act, GRAD=True, num_warps=4,
+        )  # fmt: skip
+    return do, dlocal, *sum_rows(parts, 2)
