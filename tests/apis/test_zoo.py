@@ -14,7 +14,7 @@ from mmvig.utils import home as home_of
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'mask-rcnn_vigh-gla-nano_fpn_quickstart_digits'
-SEGMENTOR = 'vigh-gla-nano_upernet_1xb8-4k_digits-224x224'
+SEGMENTOR = 'vigh-gla-nano_upernet_1xb8-2k_digits-448x448'
 CLASSIFIER = 'vigh-gla-nano_1xb64_digits-64px'
 ADDRESSES = {
     DETECTOR: f'mmvig::mmdet/digits/{DETECTOR}.py',

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = [
     ROOT / 'configs/mmdet/digits/mask-rcnn_vigh-gla-nano_fpn_quickstart_digits.py',
     ROOT / 'configs/mmpretrain/digits/vigh-gla-nano_1xb64_digits-64px.py',
-    ROOT / 'configs/mmseg/digits/vigh-gla-nano_upernet_1xb8-4k_digits-224x224.py',
+    ROOT / 'configs/mmseg/digits/vigh-gla-nano_upernet_1xb8-2k_digits-448x448.py',
 ]
 LOADERS = ('train_dataloader', 'val_dataloader')
 OPTIONS = ['default_hooks.logger.interval=1', *(f'{loader}.num_workers=0' for loader in LOADERS)]

@@ -1,6 +1,6 @@
 # Digit scenes with label maps (`python tools/make_digit_scenes.py data/digit_scenes`): the background and ten digits.
-# Whole scenes, without flips: a mirrored digit is another sign, and one that is cut off is none.
-image_scale = (224, 224)
+# Whole scenes, enlarged, for digits are small; without flips: a mirrored digit is another sign.
+image_scale = (448, 448)
 metainfo = dict(
     classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
     palette=[[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48], [145, 30, 180]]
@@ -21,7 +21,7 @@ test_pipeline = [
 data = dict(type='BaseSegDataset', data_root='data/digit_scenes', metainfo=metainfo, img_suffix='.jpg')
 train_dataloader = dict(
     batch_size=8,
-    num_workers=2,
+    num_workers=4,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

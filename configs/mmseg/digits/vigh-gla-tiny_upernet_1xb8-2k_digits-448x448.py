@@ -2,7 +2,7 @@
 _base_ = [
     'mmseg::_base_/models/upernet_swin.py',
     '../_base_/digit_scenes.py',
-    '../_base_/schedule_digits_4k.py',
+    '../_base_/schedule_digits_2k.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
@@ -10,7 +10,7 @@ env_cfg = dict(cudnn_benchmark=False)  # test images have many sizes: it would s
 norm_cfg = dict(type='BN')
 class_weight = [0.1] + [1.0] * 10  # nine pixels in ten are background
 model = dict(
-    data_preprocessor=dict(size=(224, 224), seg_pad_val=0),  # weights know no pixels to be left out
+    data_preprocessor=dict(size=(448, 448), seg_pad_val=0),  # weights know no pixels to be left out
     backbone=dict(_delete_=True, type='mmvig.ViGH', arch='tiny', drop_path_rate=0.0),
     decode_head=dict(num_classes=11, channels=256, norm_cfg=norm_cfg, loss_decode=dict(class_weight=class_weight)),
     auxiliary_head=dict(num_classes=11, norm_cfg=norm_cfg, loss_decode=dict(class_weight=class_weight)),

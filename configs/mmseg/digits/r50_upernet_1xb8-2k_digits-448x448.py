@@ -1,5 +1,5 @@
 # The same schedule with ResNet-50.
-_base_ = './vigh-gla-tiny_upernet_1xb8-4k_digits-224x224.py'
+_base_ = './vigh-gla-tiny_upernet_1xb8-2k_digits-448x448.py'
 
 model = dict(
     backbone=dict(_delete_=True, type='ResNetV1c', depth=50),
