@@ -16,10 +16,11 @@ from torch import Tensor
 from .backward import launch_backward
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
-from .mixer import launch_mixer, launch_mixer_grad
+from .mixer import launch_mixer, launch_mixer_grad, token_rows
 from .mlp import launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, Gates, chunk_size
+from .products import cast
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
 
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     'unsupported',
     'unsupported_tensor',
 ]
+
+# Inductor pads the rows of wide products, and copies them for operators that want the strides of the traced tensors.
+ANY_STRIDES = (torch.Tag.flexible_layout,)
 
 
 def bigla(
@@ -177,7 +181,7 @@ def _differentiable(
         return tuple(g.clone() if any(g is other for other in grads[:i]) else g for i, g in enumerate(grads))
 
     operator, gradient = (
-        torch.library.custom_op(f'bigla::{n}', fn, mutates_args=(), device_types=('cpu', 'cuda'))
+        torch.library.custom_op(f'bigla::{n}', fn, mutates_args=(), device_types=('cpu', 'cuda'), tags=ANY_STRIDES)
         for n, fn in ((name, forward), (f'{name}_backward', apart))
     )
     count = sum(parameter.annotation in (Tensor, Tensor | None) for parameter in signature(forward).parameters.values())
@@ -276,8 +280,8 @@ def _run_mixer(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False):
         return launch_mixer(
-            projected.contiguous(), local.contiguous(), decay_weight.to(projected.dtype), decay_bias, gate_bias,
-            norm_weight, local_norm_weight, num_heads, eps, act, C, one, keep,
+            token_rows(projected), local.contiguous(), decay_weight, decay_bias, gate_bias, norm_weight,
+            local_norm_weight, num_heads, eps, act, C, one, keep,
         )  # fmt: skip
 
 
@@ -297,8 +301,8 @@ def _run_mixer_backward(
     parameters = decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
     with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False):
         dprojected, dlocal, *grads = launch_mixer_grad(
-            dy.contiguous(), projected.contiguous(), local.contiguous(), decay_weight.to(projected.dtype), decay_bias,
-            gate_bias, norm_weight, local_norm_weight, o, state, total, hard, num_heads, eps, act, C, one,
+            dy.contiguous(), token_rows(projected), local.contiguous(), decay_weight, decay_bias, gate_bias,
+            norm_weight, local_norm_weight, o, state, total, hard, num_heads, eps, act, C, one,
         )  # fmt: skip
     return dprojected, dlocal, *(g.to(x.dtype) for g, x in zip(grads, parameters, strict=True))
 
@@ -492,8 +496,13 @@ def _fake_residual_mlp_backward(dy, x, branch, norm_weight, norm_bias, fc1, fc2,
 def _dense(inner: torch.dtype, x, branch, norm_weight, norm_bias, fc1, fc2, scale) -> tuple[Tensor | None, ...]:
     """The arguments of the residual MLP as its launchers take them."""
     vectors = (None if v is None else v.contiguous() for v in (norm_weight, norm_bias))
-    matrices = (w.to(inner).contiguous() for w in (fc1, fc2))
-    return x.contiguous(), branch.contiguous(), *vectors, *matrices, None if scale is None else scale.contiguous()
+    return (
+        x.contiguous(),
+        branch.contiguous(),
+        *vectors,
+        *cast((fc1, fc2), inner),
+        None if scale is None else scale.contiguous(),
+    )
 
 
 def matrix(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,12 +12,19 @@ from .backward import launch_backward
 from .forward import launch_forward
 from .merge import Merge, launch_merge_grad
 from .primitives import Gates
+from .products import product
 from .sums import sum_rows
 
 
 def split(projected: Tensor, dims: int) -> tuple[Tensor, ...]:
     """q, k, v, gate and the low-rank decay of the packed projection (B, L, 3 C + rank)."""
     return projected.split([dims // 2, dims // 2, dims, dims, projected.shape[-1] - 3 * dims], -1)
+
+
+def token_rows(x: Tensor) -> Tensor:
+    """`x` (B, L, width) itself where all tokens lie at one distance and are dense, otherwise a copy."""
+    B, L, _ = x.shape
+    return x if x.stride(-1) == 1 and (B == 1 or x.stride(0) == L * x.stride(1)) else x.contiguous()
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:
@@ -53,13 +60,13 @@ def launch_mixer_grad(
     dims = local.shape[-1]
     q, k, v, gate, low = split(projected, dims)
     gates = decays(low, decay_weight, decay_bias, num_heads)
-    dprojected, dlogits = torch.empty_like(projected), torch.empty_like(local)
+    dprojected, dlogits = projected.new_empty(projected.shape), torch.empty_like(local)
     dq, dk, dv, dgate, dlow = split(dprojected, dims)
     do, dlocal, dnorm, dlocal_norm = launch_merge_grad(dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act)
     into = [heads(x, num_heads) for x in (dq, dk, dv, *dlogits.chunk(2, -1))]
     q, k, v = (heads(x, num_heads) for x in (q, k, v))
     launch_backward(do, q, k, v, gates, state, total, hard, q.shape[-1] ** -0.5, C, one, into)
-    torch.mm(dlogits.flatten(0, 1), decay_weight, out=dlow.flatten(0, 1))
-    ddecay_weight = dlogits.flatten(0, 1).t() @ low.flatten(0, 1)
-    sums = (sum_rows(x.flatten(0, 1))[0] for x in (dlogits, dgate))
-    return dprojected, dlocal, ddecay_weight.float(), *sums, dnorm, dlocal_norm
+    dlogits, low = dlogits.flatten(0, 1), low.flatten(0, 1)
+    torch.mm(dlogits, decay_weight.to(low.dtype), out=dlow.flatten(0, 1))
+    sums = (sum_rows(x)[0] for x in (dlogits, dgate.flatten(0, 1)))
+    return dprojected, dlocal, product(dlogits.t(), low), *sums, dnorm, dlocal_norm

@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..composed import by_sample
 from .activations import sigmoid
 from .norm import launch_norm, launch_norm_grad
 from .primitives import block, capability, ceil_div, plain_precision
+from .products import add_product, product, scaled
 
 TOKENS, HIDDEN, CHANNELS, WARPS, STAGES = 128, 64, 64, 8, 3  # a program's part of u, channels at a time
 
@@ -45,54 +45,76 @@ TILES = {64: Tile(64, 32, 4, 3), 128: Tile(64, 32, 4, 3), 256: Tile(128, 32, 8, 
 SMALL_TILES = {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 16, 8, 2)}
 
 
+@triton.jit
+def pair_columns(BH: tl.constexpr):
+    """Hidden channels in the order in which columns 2 i and 2 i + 1 of a product hold a and b of the i-th.
+
+    A thread holds both, then. Of eight channels, thread t of four gets columns t and t + 4: those are to be 2 t and
+    2 t + 1, which it also holds of a tile (BM, BH) of another product, or wants for one.  (2 BH)
+    """
+    i = tl.arange(0, 2 * BH) // 2
+    return i // 8 * 8 + i % 4 * 2 + i % 8 // 4
+
+
+@triton.jit
+def in_order(x, BM: tl.constexpr, BH: tl.constexpr):
+    """Columns (BM, BH) in the order of channels, from that of `pair_columns`: no thread hands anything over."""
+    return tl.reshape(tl.permute(tl.reshape(x, [BM, BH // 8, 2, 4]), (0, 1, 3, 2)), [BM, BH])
+
+
 @triton.jit(do_not_specialize=['M'])
 def swiglu_kernel(
-    x, weight, u, du, dh, x_s, M, C, H,
+    x, fc1, dy, fc2, u, dh, x_s, M, C, H,
     BM: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr, GRAD: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """u (M, H); GRAD: u, and dh = [da, db] (M, 2 H) from du.
-
-    Columns 2 j and 2 j + 1 of a program's product are a and b of hidden channel j: a thread holds both.
-    """
+    """u (M, H); GRAD: u, and dh = [da, db] (M, 2 H) from dy (M, C)."""
     across = tl.cdiv(H, BH)
     m = tl.program_id(0) // across * BM + tl.arange(0, BM)
     h0 = tl.program_id(0) % across * BH
-    n = tl.arange(0, 2 * BH)
-    row = h0 + n // 2
+    h = h0 + tl.arange(0, BH)
+    row = h0 + pair_columns(BH)
     c = tl.arange(0, BC)
     at_x = x + m.to(tl.int64)[:, None] * x_s + c[None, :]
-    at_w = weight + (row + n % 2 * H)[None, :] * C + c[:, None]
-    acc = tl.zeros([BM, 2 * BH], tl.float32)
+    at_w = fc1 + (row + tl.arange(0, 2 * BH) % 2 * H)[None, :] * C + c[:, None]
+    p = tl.zeros([BM, 2 * BH], tl.float32)
     for c0 in tl.range(0, C, BC):
         inside = c0 + c < C
         some = tl.load(at_x + c0, mask=(m < M)[:, None] & inside[None, :], other=0.0)
-        acc = tl.dot(
-            some, tl.load(at_w + c0, mask=inside[:, None] & (row < H)[None, :], other=0.0), acc, input_precision=PREC
+        p = tl.dot(
+            some, tl.load(at_w + c0, mask=inside[:, None] & (row < H)[None, :], other=0.0), p, input_precision=PREC
         )
-    a, b = tl.split(tl.reshape(acc, [BM, BH, 2]))
-    h = h0 + tl.arange(0, BH)
-    inside = (m < M)[:, None] & (h < H)[None, :]
+    a, b = tl.split(tl.reshape(p, [BM, BH, 2]))
+    inside_u = (m < M)[:, None] & (h < H)[None, :]
     at_u = m.to(tl.int64)[:, None] * H + h[None, :]
     s = sigmoid(a)
-    tl.store(u + at_u, (a * s * b).to(u.dtype.element_ty), mask=inside)
+    tl.store(u + at_u, in_order((a * s * b).to(u.dtype.element_ty), BM, BH), mask=inside_u)
     if GRAD:
-        d = tl.load(du + at_u, mask=inside, other=0.0).to(tl.float32)
+        at_dy = dy + m.to(tl.int64)[:, None] * C + c[None, :]
+        at_w = fc2 + c[:, None] * H + h[None, :]
+        du = tl.zeros([BM, BH], tl.float32)
+        for c0 in tl.range(0, C, BC):
+            inside = c0 + c < C
+            some = tl.load(at_dy + c0, mask=(m < M)[:, None] & inside[None, :], other=0.0)
+            w = tl.load(at_w + c0 * H, mask=inside[:, None] & (h < H)[None, :], other=0.0)
+            du = tl.dot(some, w, du, input_precision=PREC)
         at_h = dh + m.to(tl.int64)[:, None] * (2 * H) + h[None, :]
-        tl.store(at_h, (d * b * s * (1 + a * (1 - s))).to(dh.dtype.element_ty), mask=inside)
-        tl.store(at_h + H, (d * a * s).to(dh.dtype.element_ty), mask=inside)
+        da = du * in_order(b * s * (1 + a * (1 - s)), BM, BH)
+        tl.store(at_h, da.to(dh.dtype.element_ty), mask=inside_u)
+        tl.store(at_h + H, (du * in_order(a * s, BM, BH)).to(dh.dtype.element_ty), mask=inside_u)
 
 
-def launch_swiglu(x: Tensor, weight: Tensor, du: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """u (M, H) of x (M, C) and W1 (2 H, C), contiguous, and dh (M, 2 H) from du (M, H), empty where that is None."""
+def launch_swiglu(x: Tensor, fc1: Tensor, dy: Tensor | None = None, fc2: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """u (M, H) of x (M, C) and W1 (2 H, C), contiguous; with dy (M, C) and W2 (C, H) also dh (M, 2 H), else empty."""
     M, C = x.shape
-    H = weight.shape[0] // 2
+    H = fc1.shape[0] // 2
     u = x.new_empty(M, H)
     half = x.dtype != torch.float32
-    dh = x.new_empty(0 if du is None else M, 2 * H)
+    grad = dy is not None
+    dh = x.new_empty(M if grad else 0, 2 * H)
     if M:
         swiglu_kernel[ceil_div(M, TOKENS) * ceil_div(H, HIDDEN),](
-            x, weight, u, u if du is None else du, dh, x.stride(0), M, C, H,
-            BM=TOKENS, BH=HIDDEN, BC=CHANNELS if half and C % CHANNELS == 0 else 32, GRAD=du is not None,
+            x, fc1, dy if grad else x, fc2 if grad else fc1, u, dh, x.stride(0), M, C, H,
+            BM=TOKENS, BH=HIDDEN, BC=CHANNELS if half and C % CHANNELS == 0 else 32, GRAD=grad,
             PREC=plain_precision(x.dtype), num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return u, dh
@@ -111,8 +133,7 @@ def residual_mlp_kernel(
 ):  # fmt: skip
     """y (M, C): the channels of BM tokens stay, those of u pass by. C1 + C2 >= C, since a tile's width is a power of 2.
 
-    `scale` has an entry for L tokens each. Of the first product, columns 2 j and 2 j + 1 are a and b of one hidden
-    channel, in an order of channels that leaves each thread with the entries of u that it needs for the second.
+    `scale` has an entry for L tokens each.
     """
     first = tl.program_id(0) * BM
     x += first.to(tl.int64) * C
@@ -146,10 +167,7 @@ def residual_mlp_kernel(
     if SCALED:
         factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
     h = tl.arange(0, BH)
-    j = tl.arange(0, 2 * BH) // 2
-    j = (
-        j // 8 * 8 + j % 4 * 2 + j % 8 // 4
-    )  # of eight, thread t of four has columns t and t + 4, and needs 2 t, 2 t + 1
+    j = pair_columns(BH)
     row = j + tl.arange(0, 2 * BH) % 2 * H
     for h0 in tl.range(0, H, BH):
         at1 = fc1 + (h0 + row)[None, :] * C + c1[:, None]
@@ -161,8 +179,7 @@ def residual_mlp_kernel(
         u = a * sigmoid(a) * b
         if SCALED:
             u = u * factor
-        u = tl.reshape(u.to(fc2.dtype.element_ty), [BM, BH // 8, 2, 4])
-        u = tl.reshape(tl.permute(u, (0, 1, 3, 2)), [BM, BH])
+        u = in_order(u.to(fc2.dtype.element_ty), BM, BH)
         at1 = fc2 + c1[None, :] * H + (h0 + h)[:, None]
         at2 = fc2 + c2[None, :] * H + (h0 + h)[:, None]
         some = (h0 + h < H)[:, None]
@@ -178,9 +195,9 @@ def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
 
 
 def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, W1 and W2."""
-    u, dh = launch_swiglu(x, fc1, dy @ fc2)
-    return dh @ fc1, dh.t() @ x, dy.t() @ u
+    """Gradients of x, and of W1 and W2 in float32."""
+    u, dh = launch_swiglu(x, fc1, dy, fc2)
+    return dh @ fc1, product(dh.t(), x), product(dy.t(), u)
 
 
 def launch_residual_mlp(
@@ -212,18 +229,18 @@ def _launch_apart(
 ) -> Tensor:  # fmt: skip
     """`launch_residual_mlp` by the kernels of its parts."""
     total, n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype)
-    z = launch_mlp(n.view(-1, fc2.shape[0]), fc1, fc2).view(total.shape)
-    return total.add_(z if scale is None else z * by_sample(scale, z))
+    u, _ = launch_swiglu(n.view(-1, fc2.shape[0]), fc1)
+    return add_product(total, u, fc2.t(), scale)
 
 
 def launch_residual_mlp_grad(
     dy: Tensor, x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, eps: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, branch, the norm's weight and bias in float32, W1 and W2."""
+    """Gradients of x, branch, and in float32 of the norm's weight and bias, W1 and W2."""
     n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype, keep=False)[1]
-    dz = dy if scale is None else dy * by_sample(scale, dy)
-    dn, dfc1, dfc2 = launch_mlp_grad(dz.to(fc1.dtype).view(-1, fc2.shape[0]), n.view(-1, fc2.shape[0]), fc1, fc2)
+    dz = scaled(dy, scale, fc1.dtype)
+    dn, dfc1, dfc2 = launch_mlp_grad(dz.view(-1, fc2.shape[0]), n.view(-1, fc2.shape[0]), fc1, fc2)
     dx, dbranch, dw, db = launch_norm_grad(
         dy, dn.view(dy.shape), x, norm_weight, norm_bias, eps, x.dtype, branch.dtype, branch=branch
     )

@@ -53,6 +53,8 @@ class Config(NamedTuple):
     out_warps: int
     grad_warps: int  # of the exact kernels, too
     out_registers: int | None = None  # at most so many a thread, where that lets more programs run at a time
+    merge_warps: int | None = None  # of the output kernel with the end of the mixer in it, if other than without
+    merge_registers: int | None = None
     grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
     scan_block: int = 128  # state elements a program of the scan
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
@@ -64,8 +66,8 @@ class Config(NamedTuple):
 # have two warps. One warp less than needed in the others, and ptxas spills everything (kilobytes of stack).
 TABLE = {
     torch.bfloat16: {
-        16: Config(32, 64, 1, 1, 1, out_registers=128, grad_walk=2),
-        32: Config(32, 64, 1, 1, 2, out_registers=224),
+        16: Config(32, 64, 1, 1, 1, out_registers=96, merge_warps=1, merge_registers=128, grad_walk=2),
+        32: Config(32, 64, 1, 1, 2, out_registers=168, merge_warps=2, merge_registers=128),
         64: Config(32, 64, 2, 4, 4),
         128: Config(16, 32, 2, 4, 8),
         256: Config(16, 16, 2, 8, 8),
@@ -107,6 +109,7 @@ def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
         BV=min(entry.BV, block(V)),
         state_warps=max(1, entry.state_warps // fewer),
         out_warps=max(1, entry.out_warps // fewer),
+        merge_warps=entry.merge_warps and max(1, entry.merge_warps // fewer),
         grad_warps=max(1, entry.grad_warps // fewer),
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .activations import activate
 from .norm import launch_norm, launch_norm_grad, standardize
 from .primitives import block, ceil_div, plain_precision
+from .sums import sum_rows
 
 WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
@@ -125,8 +126,9 @@ def launch_conv_norm_grad(
     else:
         p = plain_conv(image, weight, bias, stride)
     dp, _, *dnorm = launch_norm_grad(None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)
-    dx, dweight, dbias = torch.ops.aten.convolution_backward(
-        dp.permute(0, 3, 1, 2), image, weight.to(inner), [weight.shape[0]],
-        [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, True],
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        dp.permute(0, 3, 1, 2), image, weight.to(inner), None,
+        [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, False],
     )  # fmt: skip
+    (dbias,) = sum_rows(dp.flatten(0, 2))
     return None if dx is None else dx.permute(0, 2, 3, 1).to(x.dtype), dweight, dbias, *dnorm
