@@ -5,7 +5,7 @@
 #
 # PYTHON is the interpreter (.venv/bin/python unless set). A machine without git sets COMMIT. Steps, and minutes they take:
 #   tests 6, random 10, half 4     the tests that need a GPU; random cases; 2,000 training steps in half precision
-#   tiles 3                        tiles of residual_mlp
+#   tiles 4                        tiles, warps and stages of the kernels around the operator
 #   kernels 2, fla 8               the operator beside attention and the copy floor; beside flash-linear-attention
 #   deit 6, pyramid 4, mask-rcnn 3, resolution 5   backbones beside their peers
 #   profile 2                      where the time of ViG-T and ViG-H-T goes
@@ -44,7 +44,7 @@ for name in ${@:-tests kernels deit pyramid mask-rcnn profile digits}; do
         half) step half 10 "$python" -m pytest -q -n 4 -m gpu tests/engine/test_half_precision.py ;;
         kernels) step kernels 4 "$python" $bench --impls ours copy sdpa --out "$out/results.csv" ;;
         fla) step fla 15 "$python" $bench --timeout 800 --out "$out/results.csv" ;;
-        tiles) step tiles 5 "$python" kernels/benchmarks/tune_residual_mlp.py --out "$out/tiles.csv" ;;
+        tiles) step tiles 5 "$python" kernels/benchmarks/tune.py --out "$out/tiles.csv" ;;
         deit | pyramid | mask-rcnn | resolution)
             step "$name" 8 "$python" tools/benchmark.py --preset "$name" --seconds 0.3 --out "$out/$name.csv" ;;
         profile)

@@ -23,7 +23,8 @@ from .activations import activate, activate_grad, sigmoid
 from .primitives import block, ceil_div, load_rows, row, store_rows, token_strides
 from .sums import sum_rows
 
-ROWS = tl.constexpr(32)  # heads of tokens that a program merges
+ROWS, WARPS = 32, 4  # heads of tokens that a program merges
+GRAD_ROWS, GRAD_WARPS = 32, 4
 
 
 @triton.jit
@@ -83,7 +84,7 @@ def finish(
 @triton.jit(do_not_specialize=['N'])
 def merge_kernel(
     o, local, gate, bias, norm, local_norm, y, dy, do, dlocal, dgate, parts, local_s, gate_s, eps, N, H,
-    V: tl.constexpr, BV: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
+    V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """y of ROWS heads of tokens; GRAD: do, dlocal and dgate, and the sums of dw_n and dw_m over them."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -124,9 +125,9 @@ def launch_merge(o: Tensor, merge: Merge) -> None:
     local, gate, bias, norm, local_norm, y = merge[:6]
     N = B * L * H
     if N:
-        merge_kernel[ceil_div(N, ROWS.value),](
+        merge_kernel[ceil_div(N, ROWS),](
             o, local, gate, bias, norm, local_norm, y, y, y, y, y, y, local.stride(1), gate.stride(1), merge.eps, N, H,
-            V=V, BV=block(V), ACT=merge.act, GRAD=False, num_warps=4,
+            V=V, BV=block(V), ROWS=ROWS, ACT=merge.act, GRAD=False, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -139,10 +140,11 @@ def launch_merge_grad(
     bias, norm, local_norm = bias.contiguous(), norm.contiguous(), local_norm.contiguous()
     N = B * L * H
     do, dlocal = torch.empty_like(o), local.new_empty(B, L, H * V)
-    parts = o.new_empty(ceil_div(N, ROWS.value), 2 * V, dtype=torch.float32)
+    parts = o.new_empty(ceil_div(N, GRAD_ROWS), 2 * V, dtype=torch.float32)
     if N:
-        merge_kernel[ceil_div(N, ROWS.value),](
+        merge_kernel[ceil_div(N, GRAD_ROWS),](
             o, local, gate, bias, norm, local_norm, dy, dy, do, dlocal, dgate, parts,
-            local.stride(1), gate.stride(1), eps, N, H, V=V, BV=block(V), ACT=act, GRAD=True, num_warps=4,
+            local.stride(1), gate.stride(1), eps, N, H,
+            V=V, BV=block(V), ROWS=GRAD_ROWS, ACT=act, GRAD=True, num_warps=GRAD_WARPS,
         )  # fmt: skip
     return do, dlocal, *sum_rows(parts, 2)

@@ -24,11 +24,9 @@ from .norm import launch_norm, launch_norm_grad
 from .primitives import block, capability, ceil_div, plain_precision
 from .products import add_product, product, scaled
 
-TOKENS, HIDDEN, CHANNELS, WARPS, STAGES = 128, 64, 64, 8, 3  # a program's part of u, channels at a time
-
 
 class Tile(NamedTuple):
-    """What a program of the residual MLP takes at a time, and how it runs."""
+    """What a program takes at a time, and how it runs."""
 
     BM: int  # tokens
     BH: int  # hidden channels
@@ -36,6 +34,9 @@ class Tile(NamedTuple):
     num_stages: int
 
 
+CHANNELS = 64  # at a time, where they are a multiple of that
+SWIGLU = Tile(128, 64, 8, 3)
+SWIGLU_GRAD = Tile(128, 64, 8, 3)
 WIDEST = 256  # channels of a residual MLP in one kernel
 # Tokens: fewer do not fill a large GPU, and take longer in one kernel than in three. On an H100 three win with 4,096
 # and lose with 32,768; between them it is a guess.
@@ -112,10 +113,11 @@ def launch_swiglu(x: Tensor, fc1: Tensor, dy: Tensor | None = None, fc2: Tensor 
     grad = dy is not None
     dh = x.new_empty(M if grad else 0, 2 * H)
     if M:
-        swiglu_kernel[ceil_div(M, TOKENS) * ceil_div(H, HIDDEN),](
+        tile = SWIGLU_GRAD if grad else SWIGLU
+        swiglu_kernel[ceil_div(M, tile.BM) * ceil_div(H, tile.BH),](
             x, fc1, dy if grad else x, fc2 if grad else fc1, u, dh, x.stride(0), M, C, H,
-            BM=TOKENS, BH=HIDDEN, BC=CHANNELS if half and C % CHANNELS == 0 else 32, GRAD=grad,
-            PREC=plain_precision(x.dtype), num_warps=WARPS, num_stages=STAGES,
+            BC=CHANNELS if half and C % CHANNELS == 0 else 32, GRAD=grad, PREC=plain_precision(x.dtype),
+            **tile._asdict(),
         )  # fmt: skip
     return u, dh
 

@@ -18,7 +18,9 @@ from .primitives import block, ceil_div
 from .sums import sum_rows
 
 TILE, WARPS = 1024, 2  # elements a program holds of each tensor
-WALK = 8  # tiles that a program of the gradient takes one after the other, for one row of partial sums
+# The same of the gradient, whose programs take WALK tiles one after the other, for one row of partial sums, and read
+# AHEAD - 1 of them before they are needed.
+GRAD_TILE, GRAD_WARPS, WALK, AHEAD = 1024, 2, 8, 1
 
 
 @triton.jit
@@ -58,7 +60,7 @@ def norm_kernel(
 @triton.jit(do_not_specialize=['N'])
 def norm_grad_kernel(
     dtotal, dy, total, branch, weight, bias, dx, dbranch, parts, N, eps,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr,
     ADD: tl.constexpr, SUM: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """dx, with ADD dbranch too, and this program's sums of dw and db over WALK tiles of rows.
@@ -69,7 +71,7 @@ def norm_grad_kernel(
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     dw = tl.zeros([ROWS, BC], tl.float32)  # summed up at the end: over rows, threads have to meet
     db = tl.zeros([ROWS, BC], tl.float32)
-    for j in tl.range(WALK):
+    for j in tl.range(0, WALK, num_stages=AHEAD):
         n = (tl.program_id(0) * WALK + j) * ROWS + tl.arange(0, ROWS)
         inside = (n < N)[:, None] & (c < C)[None, :]
         at = n.to(tl.int64)[:, None] * C + c[None, :]
@@ -100,9 +102,9 @@ def norm_grad_kernel(
     tl.store(at_part + C, tl.sum(db, 0), mask=c < C)
 
 
-def tiles(C: int) -> dict[str, int]:
+def tiles(C: int, elements: int, warps: int) -> dict[str, int]:
     BC = block(C)
-    return dict(C=C, BC=BC, ROWS=max(1, TILE // BC), num_warps=WARPS if BC <= TILE else 8)
+    return dict(C=C, BC=BC, ROWS=max(1, elements // BC), num_warps=8 if elements < BC else warps)
 
 
 def launch_norm(
@@ -120,7 +122,7 @@ def launch_norm(
     keep = keep and branch is not None
     total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype)) if keep else x
     y = torch.empty_like(x, dtype=dtype)
-    tile = tiles(C)
+    tile = tiles(C, TILE, WARPS)
     if N:
         norm_kernel[ceil_div(N, tile['ROWS']),](
             x, x if branch is None else branch, weight, bias, total, y, N, eps,
@@ -144,12 +146,13 @@ def launch_norm_grad(
     weight, bias = weight.contiguous(), weight if bias is None else bias.contiguous()
     dx = torch.empty_like(total, dtype=x_dtype)
     dbranch = dx if branch_dtype in (None, x_dtype) else torch.empty_like(total, dtype=branch_dtype)
-    tile = tiles(C)
+    tile = tiles(C, GRAD_TILE, GRAD_WARPS)
     programs = ceil_div(N, tile['ROWS'] * WALK)
     parts = total.new_empty(programs, 2 * C, dtype=torch.float32)
     if N:
         norm_grad_kernel[programs,](
             dy if dtotal is None else dtotal, dy, total, total if branch is None else branch, weight, bias, dx, dbranch,
-            parts, N, eps, WALK=WALK, ADD=dtotal is not None, SUM=branch is not None, CENTER=center, ACT=act, **tile,
+            parts, N, eps, WALK=WALK, AHEAD=AHEAD, ADD=dtotal is not None, SUM=branch is not None, CENTER=center,
+            ACT=act, **tile,
         )  # fmt: skip
     return dx, dbranch, *sum_rows(parts, 2)
