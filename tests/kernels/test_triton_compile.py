@@ -116,7 +116,7 @@ def assembler_says(kernel, tmp_path) -> str:
     'K, V, budgets',
     [
         (32, 64, {'state_kernel': (0, 39), 'out_kernel': (64, 93), 'grad_kernel': (160, 344)}),
-        (16, 32, {'state_kernel': (0, 26), 'out_kernel': (0, 51), 'grad_kernel': (264, 130)}),
+        (16, 32, {'state_kernel': (0, 26), 'out_kernel': (0, 51), 'grad_kernel': (0, 186)}),
     ],
     ids=['ViG', 'ViG-H'],
 )
@@ -151,7 +151,7 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True) -> None:
     'dims, nh, budgets',
     [
         (192, 3, {'state_kernel': (0, 50), 'out_kernel': (110, 228), 'grad_kernel': (312, 400)}),
-        (96, 3, {'state_kernel': (0, 31), 'out_kernel': (0, 99), 'grad_kernel': (544, 163)}),
+        (96, 3, {'state_kernel': (0, 31), 'out_kernel': (0, 99), 'grad_kernel': (0, 216)}),
     ],
     ids=['ViG', 'ViG-H'],
 )
@@ -256,7 +256,7 @@ def test_block_parts(arch, compiled, tmp_path):
     mine = [(name, kernel) for name, kernel in compiled.launched if name != 'sum_kernel']
     assert len(mine) == 13
     for name, kernel in mine:
-        spilled = (72 if arch == 100 else 16) if name == 'residual_mlp_kernel' else 0
+        spilled = {'residual_mlp_kernel': 72 if arch == 100 else 16, 'swiglu_kernel': 16}.get(name, 0)
         assert code(kernel, tmp_path, 1).stack <= spilled, name
         assert arch != 90 or 'serialized' not in assembler_says(kernel, tmp_path), name
     launch_swiglu(empty(1000, 192), empty(1024, 192), empty(1000, 192), empty(192, 512))

@@ -65,6 +65,20 @@ def test_one_graph_with_the_same_values(cls, settings):
     assert torch.allclose(copy.deepcopy(net)(image)[0], net(image)[0], atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize('cls', [ViG, ViGH])
+def test_whole_models_by_inductor(cls):
+    """The tiny models, in the minute that it takes: their graphs are deeper than those above."""
+    torch.manual_seed(0)
+    net, image = cls('tiny', drop_path_rate=0.0).cuda(), torch.rand(2, 3, 224, 320, device='cuda')
+    expected = step(net, image)
+    net.compile(fullgraph=True, dynamic=False)
+    found = step(net, image)
+    for a, b in zip([*found[0], *found[1].values()], [*expected[0], *expected[1].values()], strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm()
+
+
 @BOTH
 def test_two_recompilations_over_twenty_sizes(cls):
     """With convolutions that do not depend on the size."""

@@ -5,6 +5,7 @@ function for eager mode, which spares the dispatcher: with gradients, an operato
 CPU core where the function takes 40, as long as several kernels run. Both run the same launchers.
 """
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
@@ -219,8 +220,8 @@ def _differentiable(
             "bigla's Triton kernels have no second derivative: use impl='chunked' or impl='reference'"
         )
 
-    operator.register_fake(fake)
-    gradient.register_fake(fake_backward)
+    operator.register_fake(_declared(name, fake))
+    gradient.register_fake(_declared(f'{name}_backward', fake_backward))
     operator.register_autograd(differentiate, setup_context=setup_context)
     gradient.register_autograd(refuse)
 
@@ -247,6 +248,24 @@ def _differentiable(
         return chosen(tuple_of(forward(*inputs)))
 
     return call
+
+
+def _declared(name: str, fake: Callable) -> Callable:
+    """`fake`, which also tells Inductor, where that is at work, that operator `name` has no lowering of its own.
+
+    Of an operator that it meets for the first time Inductor 2.11 writes a message, into a log that is off, with the
+    origins of its arguments spelled out. Each residual block triples that: behind the twelfth it takes hours.
+    """
+
+    @wraps(fake)
+    def declare(*args):
+        lowering = sys.modules.get('torch._inductor.lowering')
+        operator = getattr(torch.ops.bigla, name).default
+        if operator not in getattr(lowering, 'lowerings', {operator}) and hasattr(lowering, 'make_fallback'):
+            lowering.make_fallback(operator, warn=False)
+        return fake(*args)
+
+    return declare
 
 
 def _run_bigla(

@@ -24,7 +24,7 @@ from .primitives import block, ceil_div, load_rows, row, store_rows, token_strid
 from .sums import sum_rows
 
 ROWS, WARPS = 32, 4  # heads of tokens that a program merges
-GRAD_ROWS, GRAD_WARPS = 32, 4
+GRAD_ROWS, GRAD_WARPS = 16, 2
 
 
 @triton.jit

@@ -17,10 +17,10 @@ from .activations import activate, activate_grad
 from .primitives import block, ceil_div
 from .sums import sum_rows
 
-TILE, WARPS = 1024, 2  # elements a program holds of each tensor
+TILE, WARPS = 1024, 4  # elements a program holds of each tensor
 # The same of the gradient, whose programs take WALK tiles one after the other, for one row of partial sums, and read
 # AHEAD - 1 of them before they are needed.
-GRAD_TILE, GRAD_WARPS, WALK, AHEAD = 1024, 2, 8, 1
+GRAD_TILE, GRAD_WARPS, WALK, AHEAD = 1024, 2, 16, 3
 
 
 @triton.jit

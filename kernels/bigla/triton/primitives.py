@@ -66,7 +66,7 @@ class Config(NamedTuple):
 # have two warps. One warp less than needed in the others, and ptxas spills everything (kilobytes of stack).
 TABLE = {
     torch.bfloat16: {
-        16: Config(32, 64, 1, 1, 1, out_registers=96, merge_warps=1, merge_registers=128, grad_walk=2),
+        16: Config(32, 64, 1, 1, 2, out_registers=96, merge_warps=1, merge_registers=128, grad_walk=4),
         32: Config(32, 64, 1, 1, 2, out_registers=168, merge_warps=2, merge_registers=128),
         64: Config(32, 64, 2, 4, 4),
         128: Config(16, 32, 2, 4, 8),
