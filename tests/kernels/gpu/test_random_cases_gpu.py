@@ -12,6 +12,9 @@ pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Where log2(e) g, which is rounded, is large; elsewhere some more than one, since few numbers have no average.
 ROUNDINGS = {'strong': 8, 'constant': 50}
+# More in float32, whose products are three of tf32: a lone one, with no other to average, is off by up to 9.2 roundings
+# (`test_a_product_of_three_tf32`), and in a gradient two follow one another. One token, or strong gates, leave it alone.
+SPLIT = 19
 # A failing case is not made smaller: each step of that would compile kernels of its own.
 hypothesis = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
@@ -22,7 +25,8 @@ def check(data, max_length, draw_case, check_budget) -> None:
     inputs, gates = draw_case(data, max_length, DTYPES)
     inputs = [x.detach().cuda().requires_grad_() for x in inputs]  # strides are kept
     oracle = 'reference' if inputs[0].shape[1] <= 300 else 'chunked'
-    check_budget(lambda *x: bigla(*x, impl='triton'), inputs, ROUNDINGS.get(gates, 4), oracle=oracle)
+    roundings = ROUNDINGS.get(gates, 4) + SPLIT * (inputs[0].dtype == torch.float32)
+    check_budget(lambda *x: bigla(*x, impl='triton'), inputs, roundings, oracle=oracle)
 
 
 @settings(hypothesis, max_examples=25)
