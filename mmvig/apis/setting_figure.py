@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from mmvig.apis.benchmark import Row, best_rows
 
@@ -32,6 +33,8 @@ def draw_settings(rows: list[Row], path: Path, environment: str) -> None:
         axis.set_ylabel(label, fontsize=9)
         axis.set_yscale('log' if column == 'speed' else 'linear')
         axis.yaxis.set_major_formatter('{x:g}')
+        if column == 'speed':
+            axis.yaxis.set_minor_formatter(LogFormatter())  # 1.4, where the default has 1.4 x 10^0
         axis.grid(axis='y', alpha=0.3)
         axis.set_axisbelow(True)
     axes[-1].set_xticks(range(len(settings)), [str(setting).replace(' ', '\n', 1) for setting in settings], fontsize=8)

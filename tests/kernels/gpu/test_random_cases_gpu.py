@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Where log2(e) g, which is rounded, is large; elsewhere some more than one, since few numbers have no average.
 ROUNDINGS = {'strong': 8, 'constant': 50}
 # More in float32, whose products are three of tf32: a lone one, with no other to average, is off by up to 9.2 roundings
-# (`test_a_product_of_three_tf32`), and in a gradient two follow one another. One token, or strong gates, leave it alone.
+# (`test_a_product_of_three_tf32`), and in a gradient two follow one another. One token, or strong gates, leave it so.
 SPLIT = 19
 # A failing case is not made smaller: each step of that would compile kernels of its own.
 hypothesis = settings(
