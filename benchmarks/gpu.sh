@@ -59,7 +59,7 @@ for name in ${@:-tests kernels deit pyramid mask-rcnn profile digits}; do
                 --picture "$out/digits_study.png" ;;
         accuracy)
             for model in vigh-gla-tiny:vigh-gla-tiny swin-tiny:swin-t-p4-w7 resnet-50:r50; do
-                name=mask-rcnn_${model#*:}_fpn_1536px_digits
+                name=mask-rcnn_${model#*:}_fpn_amp-1536px_digits
                 step "accuracy-${model%:*}" 5 "$python" tools/resolution_study.py configs/mmdet/digits/$name.py \
                     "$(cat work_dirs/digits_study/$name/last_checkpoint)" --name "${model%:*}" --out "$out/accuracies.csv" \
                     --sizes 256 384 512 768 1024 1536 2048 3072

@@ -238,7 +238,7 @@ def recipe(path: Path) -> dict[str, float]:
     plain = dict(backbone=1.0, head=1.0, rate=1.0, drop_path=None)
     if 'digits' in name:
         lr = 1e-3 if 'quickstart' in name else 2e-4 if '1536px' in name else 4e-4
-        lr = dict(mmdet=lr, mmpretrain=3e-4, mmseg=5e-4)[library]
+        lr = dict(mmdet=lr, mmpretrain=3e-4, mmseg=4e-4)[library]
         return plain | dict(lr=lr, decay=0.05, drop_path=0.0 if 'gla' in name else None)
     if library == 'mmpretrain':
         lr, decay, drop_path = IMAGENET[name.split('_')[0]]

@@ -1,5 +1,5 @@
 # The same schedule with Swin-T, from scratch.
-_base_ = '../_base_/mask-rcnn_fpn_1536px_digits.py'
+_base_ = '../_base_/mask-rcnn_fpn_amp-1536px_digits.py'
 
 model = dict(
     backbone=dict(
