@@ -4,15 +4,15 @@
     python kernels/benchmarks/tune.py --targets residual_mlp norm_grad --out settings.csv
 
 Microseconds of a CUDA graph, median, of each setting and shape; settings are sorted by their time relative to the best
-of each shape, behind what the modules hold now. One that is wrong, or does not fit, is named and left out. bfloat16
-inside a float32 stream, as autocast has it.
+of each shape, behind what the modules hold now. One whose results differ from theirs, or that does not fit, is named
+and left out; that theirs are right is what the tests say. bfloat16 inside a float32 stream, as autocast has it.
 """
 
 import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -27,10 +27,11 @@ from torch import Tensor
 from triton.testing import do_bench_cudagraph
 
 from bigla import residual_mlp
-from bigla.triton import backward, merge, mlp, norm, primitives, stem
+from bigla.triton import backward, forward, merge, mixer, mlp, norm, primitives, stem
 from bigla.triton.forward import launch_forward
 
 BF16 = torch.bfloat16
+RANK = 16  # of the decays
 ERROR = 1e-2  # relative Frobenius norm of the difference from what the present setting gives
 
 
@@ -73,8 +74,8 @@ def prepare_swiglu_grad(M: int, C: int, H: int) -> Callable[[], Tensor]:
 
 
 def prepare_norm(M: int, C: int) -> Callable[[], Tensor]:
-    x, branch, weight = normal(M, C, dtype=torch.float32), normal(M, C), normal(C, dtype=torch.float32)
-    return lambda: norm.launch_norm(x, branch, weight, weight, 1e-6, BF16, keep=False)[1]
+    x, weight = normal(M, C, dtype=torch.float32), normal(C, dtype=torch.float32)
+    return lambda: norm.launch_norm(x, None, weight, weight, 1e-6, BF16)[1]
 
 
 def prepare_norm_grad(M: int, C: int) -> Callable[[], Tensor]:
@@ -96,12 +97,22 @@ def prepare_stem(B: int, H: int, W: int, C: int, D: int, side: int, stride: int)
     return lambda: stem.launch_conv_norm(x, weight, vector, vector, vector, stride, 1e-5, 'gelu', BF16, BF16)
 
 
+def prepare_mixer(B: int, L: int, nh: int, K: int) -> Callable[[], Tensor]:
+    dims = 2 * K * nh
+    tensors = normal(B, L, 3 * dims + RANK), normal(B, L, dims), normal(dims, RANK, dtype=torch.float32, scale=0.25)
+    vectors = (normal(n, dtype=torch.float32) for n in (dims, dims, 2 * K, 2 * K))
+    inputs, C = (*tensors, *vectors), primitives.chunk_size(L, K, BF16)
+    return lambda: mixer.launch_mixer(*inputs, nh, 1e-6, True, C, False, False)[0]
+
+
 def prepare_backward(B: int, L: int, nh: int, K: int) -> Callable[[], Tensor]:
-    q, k, x_fwd, x_bwd = (normal(B, L, nh, K) for _ in range(4))
-    v, do = normal(B, L, nh, 2 * K), normal(B, L, nh, 2 * K)
-    gates, C = primitives.Gates(x_fwd, x_bwd, True), primitives.chunk_size(L, K, BF16)
+    q, k, v, do = normal(B, L, nh, K), normal(B, L, nh, K), normal(B, L, nh, 2 * K), normal(B, L, nh, 2 * K)
+    weight, bias = normal(2 * nh * K, RANK, dtype=torch.float32, scale=0.25), normal(2 * nh * K, dtype=torch.float32)
+    gates = mixer.decays(normal(B, L, RANK), weight, bias, nh)
+    C = primitives.chunk_size(L, K, BF16)
     saved = launch_forward(q, k, v, gates, 1.0, C, False)[1:]
-    return lambda: backward.launch_backward(do, q, k, v, gates, *saved, 1.0, C, False)[1]
+    into = [torch.empty_like(x) for x in (q, k, v, q, q)]  # the last two are the logits'
+    return lambda: backward.launch_backward(do, q, k, v, gates, *saved, 1.0, C, False, into)[1]
 
 
 class Replaced:
@@ -127,7 +138,7 @@ TARGETS = {
         mlp,
         [{'FEWEST': 10**9}]
         + [
-            {'FEWEST': 0, 'TILES': dict.fromkeys(mlp.TILES, mlp.Tile(*values))}
+            {'FEWEST': 0} | dict.fromkeys(('TILES', 'SMALL_TILES'), dict.fromkeys(mlp.TILES, mlp.Tile(*values)))
             for values in itertools.product((64, 128), (32, 64), (4, 8), (2, 3, 4))
         ],
         [*MLPS, (33600, 256, 704), *((M, 192, 512) for M in (4096, 8192, 16384))],
@@ -158,6 +169,15 @@ TARGETS = {
         grid(TOKENS=(64, 128), WARPS=(4, 8), STAGES=(2, 3, 4)),
         [(8, 1024, 1024, 3, 96, 9, 8), (2, 800, 1344, 3, 48, 3, 2), (2, 400, 672, 48, 96, 3, 2)],
         prepare_stem,
+    ),
+    'mixer 32': Target(
+        forward,
+        configs(merge_warps=(1, 2, 4), merge_registers=(96, 128, 168, 224)),
+        [(8, 4096, 3, 32), (128, 196, 3, 32)],
+        prepare_mixer,
+    ),
+    'mixer 16': Target(
+        forward, configs(merge_warps=(1, 2), merge_registers=(64, 96, 128, 152)), [(2, 67200, 3, 16)], prepare_mixer
     ),
     'backward 32': Target(
         backward, configs(grad_warps=(1, 2, 4), grad_walk=(1, 2)), [(8, 4096, 3, 32)], prepare_backward
@@ -207,7 +227,7 @@ def setting_of(target: Target, setting: dict[str, object]) -> Iterator[None]:
 
 def described(item: tuple[str, object]) -> str:
     name, value = item
-    if name == 'TILES':
+    if isinstance(value, dict):  # by widths, the same for all of them
         value = next(iter(value.values()))
     return f'{name} {" x ".join(map(str, value)) if isinstance(value, mlp.Tile) else value}'
 
@@ -215,11 +235,8 @@ def described(item: tuple[str, object]) -> str:
 def compile_one(job: tuple[str, tuple[int, ...], int]) -> None:
     name, shape, i = job
     target = TARGETS[name]
-    with torch.no_grad(), setting_of(target, target.settings[i]):
-        try:
-            target.prepare(*shape)()
-        except Exception:  # told when it is to be timed
-            torch.cuda.synchronize()
+    with torch.no_grad(), setting_of(target, target.settings[i]), suppress(Exception):  # told when it is to be timed
+        target.prepare(*shape)()
 
 
 def time_settings(
@@ -242,7 +259,7 @@ def time_settings(
                     tell(f'{name}, {about["shape"]}, {label}: {str(failure).splitlines()[0][:80]}')
                     continue
             if not error <= ERROR:
-                tell(f'{name}, {about["shape"]}, {label} is WRONG: relative error {error:.1e}')
+                tell(f'{name}, {about["shape"]}, {label} is WRONG: it differs by {error:.1e}')
                 continue
             rows.append(dict(about, setting=label, us=f'{us:.2f}', error=f'{error:.1e}'))
     return rows

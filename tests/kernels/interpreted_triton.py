@@ -6,6 +6,7 @@ GPU's tests.
 """
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from bigla.triton.primitives import Gates
 
 # More than one where log2(e) g, which is rounded, is large.
 ROUNDINGS = {'strong': 5, 'constant': 50}
+
+
+needs_compiler = pytest.mark.skipif(not (shutil.which('c++') or shutil.which('g++')), reason='Inductor compiles C++')
 
 
 def change_config(monkeypatch, **changes):
@@ -270,7 +274,7 @@ def test_conv_of_a_view():
 @pytest.mark.parametrize('act', [False, True])
 @pytest.mark.parametrize(
     'L, dims, num_heads, rank',
-    [(1, 32, 1, 4), (37, 24, 2, 16), (5, 36, 3, 17), pytest.param(18, 130, 1, 4, id='values in three tiles')],
+    [(1, 32, 1, 4), (37, 24, 2, 16), (5, 36, 3, 17), pytest.param(18, 130, 1, 4, id='values in five tiles')],
 )
 def test_mixer(L, dims, num_heads, rank, act, make_mixer):
     check_mixer(make_mixer(2, L, dims, num_heads, rank, dtype=torch.float32), num_heads, act)
@@ -283,7 +287,44 @@ def test_fast_kernels_of_the_mixer(L, fast_float32, make_mixer):
     low = args[0].data[0, :, 96:]
     args[2].data.abs_()
     low.abs_().mul_(-200)
+    hard = torch.ops.bigla.mixer(*(x.detach() for x in args), 2, 1e-6, True, 16, L <= 16, True)[4][:-1].view(2, -1)
+    assert hard[0].all() and not hard[1].any()
     check_mixer(args, 2, True)
+
+
+def test_mixer_of_padded_rows(make_mixer):
+    """As Inductor makes them of wide products; the gradient's rows are dense."""
+    args = make_mixer(2, 37, 24, 2)
+    wide = torch.nn.functional.pad(args[0].detach(), (0, 5))
+    args[0] = wide[..., :-5].requires_grad_()
+    assert not args[0].is_contiguous()
+    check_mixer(args, 2, True)
+
+
+@needs_compiler
+def test_mixer_behind_a_product_of_inductor(make_mixer):
+    """Whose rows it pads, from 1,024 numbers on, and hands to both directions as they are."""
+    args = make_mixer(1, 9, 384, 12, 16)
+    weight = torch.randn(args[0].shape[-1], 384) / 384**0.5
+    args[0] = weight.requires_grad_()
+
+    def step(weight, local, *args):
+        return kernels.bigla_mixer(F.linear(local, weight), local, *args, 12, 1e-6, True)
+
+    with torch._inductor.config.patch(disable_padding_cpu=False):
+        got = gradients(torch.compile(step, fullgraph=True, dynamic=False), args)
+    agree(got, gradients(step, args), 1e-5)
+
+
+def test_mixer_traced_without_gradients(make_mixer):
+    """What is wider than a program's tile returns what is promised, too; nothing is kept to differentiate."""
+    for dims in (32, 130):
+        args = [x.detach() for x in make_mixer(1, 20, dims, 1)]
+        options = 1, 1e-6, True, 16, False, False
+        torch.library.opcheck(torch.ops.bigla.mixer, (*args, *options))
+        args[0].requires_grad_()
+        with pytest.raises(RuntimeError, match='traced without gradients'):
+            torch.ops.bigla.mixer(*args, *options)[0].sum().backward()
 
 
 def check_mixer(args, num_heads, act):
@@ -299,10 +340,11 @@ def check_mixer(args, num_heads, act):
 
 def test_mixer_of_nothing(make_mixer):
     for shape in ((0, 5), (2, 0)):
-        got = gradients(lambda *a: bigla_mixer(*a, num_heads=2), make_mixer(*shape))
+        got = gradients(lambda *a: bigla_mixer(*a, num_heads=2, impl='triton'), make_mixer(*shape))
         assert all(x.isfinite().all() for x in got)
 
 
+@needs_compiler
 def test_inductor_needs_no_message(monkeypatch):
     """Which has all in it that an operator's arguments come from: behind twelve residual blocks it takes hours."""
 

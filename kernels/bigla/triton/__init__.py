@@ -286,7 +286,8 @@ def _run_bigla_backward(
     state: Tensor, total: Tensor, hard: Tensor, scale: float, gate_logits: bool, C: int, one: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(q):
-        return tuple(launch_backward(do, q, k, v, Gates(g_fwd, g_bwd, gate_logits), state, total, hard, scale, C, one))
+        saved = (x.contiguous() for x in (state, total, hard))
+        return tuple(launch_backward(do, q, k, v, Gates(g_fwd, g_bwd, gate_logits), *saved, scale, C, one))
 
 
 def _fake_bigla_backward(do, q, k, v, g_fwd, g_bwd, state, total, hard, scale, gate_logits, C, one):
@@ -317,11 +318,16 @@ def _run_mixer_backward(
     norm_weight: Tensor, local_norm_weight: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor,
     num_heads: int, eps: float, act: bool, C: int, one: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if not keep:
+        raise RuntimeError(
+            'bigla_mixer was traced without gradients, and kept nothing for them: trace it with gradients'
+        )
     parameters = decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
+    saved = (x.contiguous() for x in (o, state, total, hard))
     with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False):
         dprojected, dlocal, *grads = launch_mixer_grad(
             dy.contiguous(), token_rows(projected), local.contiguous(), decay_weight, decay_bias, gate_bias,
-            norm_weight, local_norm_weight, o, state, total, hard, num_heads, eps, act, C, one,
+            norm_weight, local_norm_weight, *saved, num_heads, eps, act, C, one,
         )  # fmt: skip
     return dprojected, dlocal, *(g.to(x.dtype) for g, x in zip(grads, parameters, strict=True))
 
@@ -419,7 +425,7 @@ def _run_add_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(total):
         dx, dbranch, dw, db = launch_norm_grad(
-            dtotal.contiguous(), dy.contiguous(), total, weight, bias, eps, x_dtype, branch_dtype
+            dtotal.contiguous(), dy.contiguous(), total.contiguous(), weight, bias, eps, x_dtype, branch_dtype
         )
     return dx, dbranch, dw.to(weight.dtype), db.to((weight if bias is None else bias).dtype)
 
@@ -464,7 +470,7 @@ def _fake_conv_norm_backward(
 
 def _run_gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        y = launch_mlp(*(matrix(tensor, x.dtype) for tensor in (x, fc1, fc2)))
+        y = launch_mlp(x.contiguous().view(-1, x.shape[-1]), *cast((fc1, fc2), x.dtype))
     return y.view(x.shape)
 
 
@@ -473,8 +479,9 @@ def _fake_gated_mlp(x, fc1, fc2):
 
 
 def _run_gated_mlp_backward(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = (tensor.contiguous().view(-1, x.shape[-1]) for tensor in (dy, x))
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        dx, *grads = launch_mlp_grad(*(matrix(tensor, x.dtype) for tensor in (dy, x, fc1, fc2)))
+        dx, *grads = launch_mlp_grad(*rows, *cast((fc1, fc2), x.dtype))
     return dx.view(x.shape), *(g.to(weight.dtype) for g, weight in zip(grads, (fc1, fc2), strict=True))
 
 
@@ -522,11 +529,6 @@ def _dense(inner: torch.dtype, x, branch, norm_weight, norm_bias, fc1, fc2, scal
         *cast((fc1, fc2), inner),
         None if scale is None else scale.contiguous(),
     )
-
-
-def matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` with its last dimension and all others in one, dense and of `dtype`."""
-    return x.to(dtype).contiguous().view(-1, x.shape[-1])
 
 
 _bigla = _differentiable(_run_bigla, _fake_bigla, _run_bigla_backward, _fake_bigla_backward)

@@ -286,8 +286,8 @@ def launch_forward(
         merge: What becomes of o.
 
     Returns:
-        o (B, L, nh, V) of v's dtype, empty where `merge` does not keep it, and the states that enter each chunk,
-        totals and flags as in `buffers`.
+        o (B, L, nh, V) of v's dtype, or nothing where `merge` does not keep it and is done by the same kernels, and the
+        states that enter each chunk, totals and flags as in `buffers`.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]

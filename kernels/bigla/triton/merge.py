@@ -83,7 +83,7 @@ def finish(
 
 @triton.jit(do_not_specialize=['N'])
 def merge_kernel(
-    o, local, gate, bias, norm, local_norm, y, dy, do, dlocal, dgate, parts, local_s, gate_s, eps, N, H,
+    o, local, gate, bias, norm, local_norm, y, dy, do, dlocal, dgate, parts, local_s, gate_s, dgate_s, eps, N, H,
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """y of ROWS heads of tokens; GRAD: do, dlocal and dgate, and the sums of dw_n and dw_m over them."""
@@ -113,7 +113,8 @@ def merge_kernel(
         dn, dm = dz * g, dz * (1 - g)
         tl.store(do + flat, norm_grad(dn, w, x, r, V).to(do.dtype.element_ty), mask=m)
         tl.store(dlocal + flat, norm_grad(dm, u, near, s, V).to(dlocal.dtype.element_ty), mask=m)
-        tl.store(dgate + at_gate, (dz * (x * w - near * u) * g * (1 - g)).to(dgate.dtype.element_ty), mask=m)
+        at_dgate = t[:, None] * dgate_s + column
+        tl.store(dgate + at_dgate, (dz * (x * w - near * u) * g * (1 - g)).to(dgate.dtype.element_ty), mask=m)
         at_part = parts + tl.program_id(0).to(tl.int64) * (2 * V) + v
         tl.store(at_part, tl.sum(dn * x, 0), mask=v < V)
         tl.store(at_part + V, tl.sum(dm * near, 0), mask=v < V)
@@ -126,8 +127,8 @@ def launch_merge(o: Tensor, merge: Merge) -> None:
     N = B * L * H
     if N:
         merge_kernel[ceil_div(N, ROWS),](
-            o, local, gate, bias, norm, local_norm, y, y, y, y, y, y, local.stride(1), gate.stride(1), merge.eps, N, H,
-            V=V, BV=block(V), ROWS=ROWS, ACT=merge.act, GRAD=False, num_warps=WARPS,
+            o, local, gate, bias, norm, local_norm, y, y, y, y, y, y, local.stride(1), gate.stride(1), 0, merge.eps,
+            N, H, V=V, BV=block(V), ROWS=ROWS, ACT=merge.act, GRAD=False, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -135,7 +136,10 @@ def launch_merge_grad(
     dy: Tensor, o: Tensor, local: Tensor, gate: Tensor, bias: Tensor, norm: Tensor, local_norm: Tensor, dgate: Tensor,
     eps: float, act: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """do, dlocal, and the gradients (V) of both norms in float32; `dgate`, laid out like the gate, gets its own."""
+    """do, dlocal, and the gradients (V) of both norms in float32; `dgate` (B, L, C) gets its own.
+
+    Of local, gate and dgate the tokens lie at one distance each.
+    """
     B, L, H, V = o.shape
     bias, norm, local_norm = bias.contiguous(), norm.contiguous(), local_norm.contiguous()
     N = B * L * H
@@ -144,7 +148,7 @@ def launch_merge_grad(
     if N:
         merge_kernel[ceil_div(N, GRAD_ROWS),](
             o, local, gate, bias, norm, local_norm, dy, dy, do, dlocal, dgate, parts,
-            local.stride(1), gate.stride(1), eps, N, H,
+            local.stride(1), gate.stride(1), dgate.stride(1), eps, N, H,
             V=V, BV=block(V), ROWS=GRAD_ROWS, ACT=act, GRAD=True, num_warps=GRAD_WARPS,
         )  # fmt: skip
     return do, dlocal, *sum_rows(parts, 2)

@@ -45,10 +45,11 @@ def launch_mixer(
     y = torch.empty_like(local)
     q, k, v, gate, near, out = (heads(x, num_heads) for x in (*qkv, gate, local, y))
     vectors = (x.contiguous() for x in (gate_bias, norm, local_norm))
-    return y, *launch_forward(
+    o, *saved = launch_forward(
         q, k, v, decays(low, decay_weight, decay_bias, num_heads), q.shape[-1] ** -0.5, C, one,
         Merge(near, gate, *vectors, out, eps, act, keep),
     )  # fmt: skip
+    return y, o if keep else o.new_empty(0, 0, 0, 0), *saved
 
 
 def launch_mixer_grad(

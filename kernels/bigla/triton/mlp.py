@@ -1,12 +1,12 @@
-"""The gated feed-forward network in Triton: the first product with its SwiGLU, so that only u is written.
+"""The gated feed-forward network in Triton: the first product with its SwiGLU, or the gradient of both.
 
 With [a, b] = W1 x, u = SiLU(a) b and y = W2 u::
 
     du = W2^T dy      db = du SiLU(a)      da = du b SiLU'(a)      dx = W1^T [da, db]
 
-The backward computes a and b again: of all that is wider than x nothing is kept. Where the channels of 128 tokens fit
-into a program's registers, the sum and the norm before the network and the sum behind it are part of it, and not even u
-is written::
+The backward computes a and b again, in one kernel with du: of all that is wider than x nothing is kept. Where all
+channels of a tile of tokens fit into a program's registers, the sum and the norm before the network and the sum behind
+it are part of it, and not even u is written::
 
     s = x + branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
 """

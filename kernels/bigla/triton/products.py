@@ -1,4 +1,4 @@
-"""PyTorch's matrix products where half precision meets a float32 stream, without a kernel for each change of type."""
+"""Products, sums and casts by PyTorch where half precision meets a float32 stream, few kernels for changes of type."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ..composed import by_sample
 
 
 def cast(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """All of them dense and of `dtype`, by one kernel."""
+    """All of them dense and of `dtype`; those of one other type by one kernel together."""
     if all(x.dtype == dtype for x in matrices):
         return [x.contiguous() for x in matrices]
     copies = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in matrices]

@@ -97,6 +97,20 @@ def test_half_a_block(C, fewest, dtype, bias, half_block, derive, monkeypatch):
         assert a.equal(b)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=['fp32', 'bf16'])
+def test_nothing_at_all(dtype, derive, make_mixer, half_block):
+    """An empty batch, where products of half precision are PyTorch's own for CUDA."""
+    args = [x.detach().cuda() for x in make_mixer(0, 5)]
+    args[:2] = (x.to(dtype) for x in args[:2])
+    x, branch, *parameters = (None if t is None else t.cuda() for t in half_block(0, 7, 32, H=48, bias=True))
+    for fn, tensors in (
+        (lambda *t: (bigla_mixer(*t, num_heads=2, impl='triton'),), args),
+        (lambda *t: (gated_mlp(*t, impl='triton'),), [x.to(dtype), *parameters[2:4]]),
+        (lambda *t: (residual_mlp(*t, inner=dtype, impl='triton'),), [x, branch.to(dtype), *parameters]),
+    ):
+        assert all(g.isfinite().all() for g in derive(fn, tensors))
+
+
 def block(x, branch, image, taps, more_taps, fc1, fc2, *vectors):
     """What surrounds the mixer at the sizes of ViG-T, thousands of tokens; both convolutions of its stem."""
     x = residual_mlp(x, branch, vectors[1], vectors[2], fc1, fc2, inner=torch.bfloat16)
