@@ -1,4 +1,6 @@
-"""What today's torch, setuptools, transformers and matplotlib need from the OpenMMLab releases: one file a cause.
+"""What today's torch, setuptools, transformers and matplotlib, and large images, need from the OpenMMLab releases.
+
+One file a cause.
 
 `import mmvig` calls `apply`. Every fix looks whether its cause is present in this environment, does nothing where it
 is not, and otherwise waits for the import of the library it mends; `report` says what was changed and why.
@@ -6,6 +8,7 @@ is not, and otherwise waits for the import of the library it mends; `report` say
 
 from mmvig.compat import (
     checkpoint_loading,
+    mask_transfer,
     mmcv_ext,
     mmseg_tokenizer,
     multimodal,
@@ -17,7 +20,16 @@ from mmvig.compat.change import Change
 
 __all__ = ['Change', 'apply', 'report']
 
-FIXES = (mmcv_ext, checkpoint_loading, published, package_metadata, multimodal, mmseg_tokenizer, visualizer)
+FIXES = (
+    mmcv_ext,
+    checkpoint_loading,
+    published,
+    package_metadata,
+    multimodal,
+    mmseg_tokenizer,
+    visualizer,
+    mask_transfer,
+)
 _changes: dict[str, Change | None] = {}
 
 
