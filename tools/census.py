@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument('--sample', type=int, metavar='N', help='N configs, chosen at random (default: all)')
     parser.add_argument('--seed', type=int, default=0, help='of the choice (default: 0)')
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
-    parser.add_argument('--limit', type=int, default=60, help='seconds that one config may take (default: 60)')
+    parser.add_argument('--limit', type=float, default=60, help='seconds that one config may take (default: 60)')
     parser.add_argument('--out', type=Path, required=True, help='the CSV file that holds a row for each config')
     args = parser.parse_args()
     configs = find_configs()
