@@ -315,11 +315,10 @@ def launch_forward(
     strides = q_s, k_s, v_s, g_s, o_s, end_s
     tile |= dict(ONE=one, KEEP=keep, MERGE=fused, ACT=act)
     if limit is not None:
-        other = fused and cfg.merge_warps
         out_kernel[N,](
             q, k, v, g, state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
-            num_warps=cfg.merge_warps if other else cfg.out_warps,
-            maxnreg=cfg.merge_registers if other else cfg.out_registers, **tile,
+            num_warps=cfg.merge_warps if fused else cfg.out_warps,
+            maxnreg=cfg.merge_registers if fused else cfg.out_registers, **tile,
         )  # fmt: skip
     exact_out_kernel[min(N, SEARCHERS),](
         q, k, v, g, state, hard, o, end, *strides, scale / 2, L, NT, H, N, eps,

@@ -109,7 +109,7 @@ def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
         BV=min(entry.BV, block(V)),
         state_warps=max(1, entry.state_warps // fewer),
         out_warps=max(1, entry.out_warps // fewer),
-        merge_warps=entry.merge_warps and max(1, entry.merge_warps // fewer),
+        merge_warps=max(1, (entry.merge_warps or entry.out_warps) // fewer),
         grad_warps=max(1, entry.grad_warps // fewer),
     )
 
