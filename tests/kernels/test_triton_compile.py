@@ -122,8 +122,13 @@ def assembler_says(kernel, tmp_path) -> str:
 )
 def test_hopper_code(K, V, budgets, compiled, tmp_path):
     """Registers that spill little, few instructions: the operator is bound by the rate at which they issue."""
-    C = TABLE[BF16][K].C
-    for name, kernel in compiled(90, 4096, K, V, BF16):
+    hold(compiled(90, 4096, K, V, BF16), budgets, TABLE[BF16][K].C, tmp_path)
+
+
+def hold(kernels: list, budgets: dict[str, tuple[int, int]], C: int, tmp_path) -> None:
+    """Each of `budgets` is that of some kernel, and no kernel of that name passes it."""
+    assert {name for name, _ in kernels} >= set(budgets)
+    for name, kernel in kernels:
         if name in budgets:
             stack, instructions = budgets[name]
             got = code(kernel, tmp_path, C)
@@ -159,15 +164,8 @@ def test_hopper_code_of_the_mixer(dims, nh, budgets, compiled, tmp_path):
     compiled.target(90)
     for keep in (True, False):
         launch_both(4096, dims, nh, keep)
-    found = set()
-    for name, kernel in compiled.launched:
-        assert 'wgmma' not in kernel.asm['ptx'], name
-        if name in budgets:
-            stack, instructions = budgets[name]
-            got = code(kernel, tmp_path, 32)
-            assert got.stack <= stack and got.instructions <= instructions, (name, got)
-            found.add(name)
-    assert found == set(budgets)
+    assert not [name for name, kernel in compiled.launched if 'wgmma' in kernel.asm['ptx']]
+    hold(compiled.launched, budgets, 32, tmp_path)
 
 
 @pytest.mark.slow
