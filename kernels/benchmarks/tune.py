@@ -138,7 +138,9 @@ TARGETS = {
         mlp,
         [{'FEWEST': 10**9}]
         + [
-            {'FEWEST': 0} | dict.fromkeys(('TILES', 'SMALL_TILES'), dict.fromkeys(mlp.TILES, mlp.Tile(*values)))
+            {'FEWEST': 0, 'LOAD': load}
+            | dict.fromkeys(('TILES', 'SMALL_TILES'), dict.fromkeys(mlp.TILES, mlp.Tile(*values)))
+            for load in (False, True)
             for values in itertools.product((64, 128), (32, 64), (4, 8), (2, 3, 4))
         ],
         [*MLPS, (33600, 256, 704), *((M, 192, 512) for M in (4096, 8192, 16384))],

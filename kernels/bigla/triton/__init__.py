@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from .backward import launch_backward
+from .casts import cast
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad, token_rows
 from .mlp import launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, Gates, chunk_size
-from .products import cast
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
 
 __all__ = [
@@ -470,7 +470,7 @@ def _fake_conv_norm_backward(
 
 def _run_gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        y = launch_mlp(x.contiguous().view(-1, x.shape[-1]), *cast((fc1, fc2), x.dtype))
+        y = launch_mlp(x.contiguous().view(-1, x.shape[-1]), *cast(fc1, fc2, x.dtype))
     return y.view(x.shape)
 
 
@@ -481,7 +481,7 @@ def _fake_gated_mlp(x, fc1, fc2):
 def _run_gated_mlp_backward(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = (tensor.contiguous().view(-1, x.shape[-1]) for tensor in (dy, x))
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        dx, *grads = launch_mlp_grad(*rows, *cast((fc1, fc2), x.dtype))
+        dx, *grads = launch_mlp_grad(*rows, *cast(fc1, fc2, x.dtype))
     return dx.view(x.shape), *(g.to(weight.dtype) for g, weight in zip(grads, (fc1, fc2), strict=True))
 
 
@@ -526,7 +526,7 @@ def _dense(inner: torch.dtype, x, branch, norm_weight, norm_bias, fc1, fc2, scal
         x.contiguous(),
         branch.contiguous(),
         *vectors,
-        *cast((fc1, fc2), inner),
+        *cast(fc1, fc2, inner),
         None if scale is None else scale.contiguous(),
     )
 

@@ -20,9 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import sigmoid
+from .casts import scaled
 from .norm import launch_norm, launch_norm_grad
 from .primitives import block, capability, ceil_div, plain_precision
-from .products import add_product, product, scaled
+from .products import add_product, product
 
 
 class Tile(NamedTuple):
@@ -41,6 +42,7 @@ WIDEST = 256  # channels of a residual MLP in one kernel
 # Tokens: fewer do not fill a large GPU, and take longer in one kernel than in three. On an H200 three take 26 us with
 # 8,192 for one's 33, and 54 with 16,384 for 42.
 FEWEST = 12288
+LOAD = True  # see `residual_mlp_kernel`
 # By block(C), for GPUs with 227 KB of shared memory a program, and with 99.
 TILES = {64: Tile(64, 32, 4, 3), 128: Tile(64, 32, 4, 3), 256: Tile(128, 32, 8, 3)}
 SMALL_TILES = {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 16, 8, 2)}
@@ -131,11 +133,12 @@ def load_sum(x, branch, at, inside):
 def residual_mlp_kernel(
     x, branch, norm_weight, norm_bias, fc1, fc2, scale, y, M, L, H, eps,
     C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr,
-    CENTER: tl.constexpr, SCALED: tl.constexpr,
+    CENTER: tl.constexpr, SCALED: tl.constexpr, LOAD: tl.constexpr,
 ):  # fmt: skip
     """y (M, C): the channels of BM tokens stay, those of u pass by. C1 + C2 >= C, since a tile's width is a power of 2.
 
-    `scale` has an entry for L tokens each.
+    `scale` has an entry for L tokens each. LOAD: what is normalized is written and loaded, since Triton leaves a loaded
+    left operand in shared memory, where products of Hopper read it, and would copy another to registers at every step.
     """
     first = tl.program_id(0) * BM
     x += first.to(tl.int64) * C
@@ -166,6 +169,14 @@ def residual_mlp_kernel(
         s2 += tl.load(norm_bias + c2, mask=c2 < C, other=0.0).to(tl.float32)[None, :]
     n1 = s1.to(fc1.dtype.element_ty)
     n2 = s2.to(fc1.dtype.element_ty)
+    if LOAD:  # through y's memory, not yet written
+        n = y.to(tl.pointer_type(fc1.dtype.element_ty), bitcast=True)
+        tl.store(n + at_s1, n1, mask=inside1)
+        tl.store(n + at_s2, n2, mask=inside2)
+        tl.debug_barrier()
+        n1 = tl.load(n + at_s1, mask=inside1, other=0.0)
+        n2 = tl.load(n + at_s2, mask=inside2, other=0.0)
+        tl.debug_barrier()
     if SCALED:
         factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
     h = tl.arange(0, BH)
@@ -220,7 +231,8 @@ def launch_residual_mlp(
     residual_mlp_kernel[ceil_div(M, tile.BM),](
         x, branch, norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2,
         x if scale is None else scale, y, M, M // x.shape[0], H, eps,
-        C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, **tile._asdict(),
+        C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, LOAD=LOAD,
+        **tile._asdict(),
     )  # fmt: skip
     return y
 

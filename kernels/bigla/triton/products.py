@@ -1,20 +1,9 @@
-"""Products, sums and casts by PyTorch where half precision meets a float32 stream, few kernels for changes of type."""
-
-from collections.abc import Sequence
+"""Products and sums by PyTorch where half precision meets a float32 stream, without kernels that change types."""
 
 import torch
 from torch import Tensor
 
 from ..composed import by_sample
-
-
-def cast(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """All of them dense and of `dtype`; those of one other type by one kernel together."""
-    if all(x.dtype == dtype for x in matrices):
-        return [x.contiguous() for x in matrices]
-    copies = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in matrices]
-    torch._foreach_copy_(copies, list(matrices))
-    return copies
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
@@ -36,10 +25,3 @@ def add_product(total: Tensor, x: Tensor, y: Tensor, scale: Tensor | None) -> Te
     else:
         flat.add_(x @ y)
     return total
-
-
-def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x` (B, ..., C) times its sample's factor, of `dtype`."""
-    if scale is None:
-        return x.to(dtype)
-    return torch.mul(x, by_sample(scale, x), out=torch.empty_like(x, dtype=dtype))
