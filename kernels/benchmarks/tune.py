@@ -148,7 +148,8 @@ TARGETS = {
             {'FEWEST': 0, 'LOAD': load}
             | dict.fromkeys(('TILES', 'SMALL_TILES'), dict.fromkeys(mlp.TILES, mlp.Tile(*values)))
             for load in (False, True)
-            for values in itertools.product((64, 128), (32, 64), (4, 8), (2, 3, 4))
+            for values in itertools.product((64, 128), (32, 64), (4, 8), (2, 3))
+            if values[0] == 16 * values[2]
         ],
         [*MLPS, (33600, 256, 704), *((M, 192, 512) for M in (4096, 8192, 16384))],
         prepare_residual_mlp,
@@ -158,7 +159,8 @@ TARGETS = {
         [{'FEWEST': 10**9}]
         + [
             {'FEWEST': 0, 'GRAD_TILES': dict.fromkeys(mlp.GRAD_TILES, mlp.Tile(*values))}
-            for values in itertools.product((64, 128), (16, 32), (4, 8), (2, 3, 4))
+            for values in itertools.product((64, 128), (16, 32), (4, 8), (2, 3))
+            if values[0] == 16 * values[2]
         ],
         [*MLPS, (33600, 256, 704), *((M, 192, 512) for M in (8192, 16384))],
         prepare_residual_mlp_grad,
