@@ -73,13 +73,6 @@ def prepare_swiglu_grad(M: int, C: int, H: int) -> Callable[[], Tensor]:
     return lambda: mlp.launch_swiglu(x, fc1, dy, fc2)[1]
 
 
-def prepare_residual_mlp_grad(M: int, C: int, H: int) -> Callable[[], Tensor]:
-    dy, x, branch = normal(1, M, C, dtype=torch.float32), normal(1, M, C, dtype=torch.float32), normal(1, M, C)
-    vectors = normal(C, dtype=torch.float32), normal(C, dtype=torch.float32)
-    weights = normal(2 * H, C, scale=C**-0.5), normal(C, H, scale=H**-0.5)
-    return lambda: mlp.launch_residual_mlp_grad(dy, x, branch, *vectors, *weights, None, 1e-5)[0] - dy
-
-
 def prepare_norm(M: int, C: int) -> Callable[[], Tensor]:
     x, weight = normal(M, C, dtype=torch.float32), normal(C, dtype=torch.float32)
     return lambda: norm.launch_norm(x, None, weight, weight, 1e-6, BF16)[1]
@@ -145,25 +138,11 @@ TARGETS = {
         mlp,
         [{'FEWEST': 10**9}]
         + [
-            {'FEWEST': 0, 'LOAD': load}
-            | dict.fromkeys(('TILES', 'SMALL_TILES'), dict.fromkeys(mlp.TILES, mlp.Tile(*values)))
-            for load in (False, True)
-            for values in itertools.product((64, 128), (32, 64), (4, 8), (2, 3))
-            if values[0] == 16 * values[2]
+            {'FEWEST': 0} | dict.fromkeys(('TILES', 'SMALL_TILES'), dict.fromkeys(mlp.TILES, mlp.Tile(*values)))
+            for values in itertools.product((64, 128), (32, 64), (4, 8), (2, 3, 4))
         ],
         [*MLPS, (33600, 256, 704), *((M, 192, 512) for M in (4096, 8192, 16384))],
         prepare_residual_mlp,
-    ),
-    'residual_mlp_grad': Target(
-        mlp,
-        [{'FEWEST': 10**9}]
-        + [
-            {'FEWEST': 0, 'GRAD_TILES': dict.fromkeys(mlp.GRAD_TILES, mlp.Tile(*values))}
-            for values in itertools.product((64, 128), (16, 32), (4, 8), (2, 3))
-            if values[0] == 16 * values[2]
-        ],
-        [*MLPS, (33600, 256, 704), *((M, 192, 512) for M in (8192, 16384))],
-        prepare_residual_mlp_grad,
     ),
     'swiglu': Target(
         mlp,

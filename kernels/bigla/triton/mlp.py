@@ -24,7 +24,6 @@ from .casts import scaled
 from .norm import launch_norm, launch_norm_grad
 from .primitives import block, capability, ceil_div, plain_precision
 from .products import add_product, product
-from .sums import sum_rows
 
 
 class Tile(NamedTuple):
@@ -43,10 +42,8 @@ WIDEST = 256  # channels of a residual MLP in one kernel
 # Tokens: fewer do not fill a large GPU, and take longer in one kernel than in three. On an H200 three take 26 us with
 # 8,192 for one's 33, and 54 with 16,384 for 42.
 FEWEST = 12288
-LOAD = True  # see `residual_mlp_kernel`
 # By block(C), for GPUs with 227 KB of shared memory a program, and with 99.
 TILES = {64: Tile(64, 32, 4, 3), 128: Tile(64, 32, 4, 3), 256: Tile(128, 32, 8, 3)}
-GRAD_TILES = {64: Tile(64, 32, 4, 3), 128: Tile(64, 32, 4, 3), 256: Tile(128, 16, 8, 2)}
 SMALL_TILES = {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 16, 8, 2)}
 
 
@@ -65,12 +62,6 @@ def pair_columns(BH: tl.constexpr):
 def in_order(x, BM: tl.constexpr, BH: tl.constexpr):
     """Columns (BM, BH) in the order of channels, from that of `pair_columns`: no thread hands anything over."""
     return tl.reshape(tl.permute(tl.reshape(x, [BM, BH // 8, 2, 4]), (0, 1, 3, 2)), [BM, BH])
-
-
-@triton.jit
-def of_pairs(x, BM: tl.constexpr, BH: tl.constexpr):
-    """The inverse of `in_order`."""
-    return tl.reshape(tl.permute(tl.reshape(x, [BM, BH // 8, 4, 2]), (0, 1, 3, 2)), [BM, BH])
 
 
 @triton.jit(do_not_specialize=['M'])
@@ -137,40 +128,15 @@ def load_sum(x, branch, at, inside):
     return tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + tl.load(branch + at, mask=inside, other=0.0)
 
 
-@triton.jit
-def moments(s1, s2, inside1, inside2, C: tl.constexpr, eps, CENTER: tl.constexpr):
-    """m and r of `norm`, of rows in two parts, which are 0 outside."""
-    mean = 0.0 * tl.sum(s1, 1)[:, None]
-    if CENTER:
-        mean = ((tl.sum(s1, 1) + tl.sum(s2, 1)) / C)[:, None]
-        s1 = tl.where(inside1, s1 - mean, 0.0)
-        s2 = tl.where(inside2, s2 - mean, 0.0)
-    return mean, tl.rsqrt((tl.sum(s1 * s1, 1) + tl.sum(s2 * s2, 1)) / C + eps)[:, None]
-
-
-@triton.jit
-def standardize(s, inside, mean, r, CENTER: tl.constexpr):
-    return (tl.where(inside, s - mean, 0.0) if CENTER else s) * r
-
-
-@triton.jit
-def normalize(u, weight, bias, c, C: tl.constexpr, CENTER: tl.constexpr):
-    u *= tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    if CENTER:
-        u += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    return u
-
-
 @triton.jit(do_not_specialize=['M', 'L'])
 def residual_mlp_kernel(
     x, branch, norm_weight, norm_bias, fc1, fc2, scale, y, M, L, H, eps,
     C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr,
-    CENTER: tl.constexpr, SCALED: tl.constexpr, LOAD: tl.constexpr,
+    CENTER: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """y (M, C): the channels of BM tokens stay, those of u pass by. C1 + C2 >= C, since a tile's width is a power of 2.
 
-    `scale` has an entry for L tokens each. LOAD: what is normalized is written and loaded, since Triton leaves a loaded
-    left operand in shared memory, where products of Hopper read it, and would copy another to registers at every step.
+    `scale` has an entry for L tokens each.
     """
     first = tl.program_id(0) * BM
     x += first.to(tl.int64) * C
@@ -183,24 +149,24 @@ def residual_mlp_kernel(
     at_s2 = m[:, None] * C + c2[None, :]
     inside1 = (m < M - first)[:, None] & (c1 < C)[None, :]
     inside2 = (m < M - first)[:, None] & (c2 < C)[None, :]
-    half = fc1.dtype.element_ty
     s1 = load_sum(x, branch, at_s1, inside1)
     s2 = load_sum(x, branch, at_s2, inside2)
     # The sums are what the second product adds to. Zeros would be written to registers of products under way, as ptxas
     # sees it, and it would let no two of Hopper's products run at a time.
     acc1 = s1
     acc2 = s2
-    mean, r = moments(s1, s2, inside1, inside2, C, eps, CENTER)
-    n1 = normalize(standardize(s1, inside1, mean, r, CENTER), norm_weight, norm_bias, c1, C, CENTER).to(half)
-    n2 = normalize(standardize(s2, inside2, mean, r, CENTER), norm_weight, norm_bias, c2, C, CENTER).to(half)
-    if LOAD:  # through y's memory, not yet written
-        n = y.to(tl.pointer_type(half), bitcast=True)
-        tl.store(n + at_s1, n1, mask=inside1)
-        tl.store(n + at_s2, n2, mask=inside2)
-        tl.debug_barrier()
-        n1 = tl.load(n + at_s1, mask=inside1, other=0.0)
-        n2 = tl.load(n + at_s2, mask=inside2, other=0.0)
-        tl.debug_barrier()
+    if CENTER:
+        mean = ((tl.sum(s1, 1) + tl.sum(s2, 1)) / C)[:, None]
+        s1 = tl.where(inside1, s1 - mean, 0.0)
+        s2 = tl.where(inside2, s2 - mean, 0.0)
+    r = tl.rsqrt((tl.sum(s1 * s1, 1) + tl.sum(s2 * s2, 1)) / C + eps)[:, None]
+    s1 = s1 * r * tl.load(norm_weight + c1, mask=c1 < C, other=0.0).to(tl.float32)[None, :]
+    s2 = s2 * r * tl.load(norm_weight + c2, mask=c2 < C, other=0.0).to(tl.float32)[None, :]
+    if CENTER:
+        s1 += tl.load(norm_bias + c1, mask=c1 < C, other=0.0).to(tl.float32)[None, :]
+        s2 += tl.load(norm_bias + c2, mask=c2 < C, other=0.0).to(tl.float32)[None, :]
+    n1 = s1.to(fc1.dtype.element_ty)
+    n2 = s2.to(fc1.dtype.element_ty)
     if SCALED:
         factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
     h = tl.arange(0, BH)
@@ -216,7 +182,7 @@ def residual_mlp_kernel(
         u = a * sigmoid(a) * b
         if SCALED:
             u = u * factor
-        u = in_order(u.to(half), BM, BH)
+        u = in_order(u.to(fc2.dtype.element_ty), BM, BH)
         at1 = fc2 + c1[None, :] * H + (h0 + h)[:, None]
         at2 = fc2 + c2[None, :] * H + (h0 + h)[:, None]
         some = (h0 + h < H)[:, None]
@@ -224,100 +190,6 @@ def residual_mlp_kernel(
         acc2 = tl.dot(u, tl.load(at2, mask=some & (c2 < C)[None, :], other=0.0), acc2)
     tl.store(y + at_s1, acc1.to(y.dtype.element_ty), mask=inside1)
     tl.store(y + at_s2, acc2.to(y.dtype.element_ty), mask=inside2)
-
-
-@triton.jit(do_not_specialize=['M', 'L'])
-def residual_mlp_grad_kernel(
-    x, branch, dy, norm_weight, norm_bias, fc1, fc2, scale, n, dz, u, dh, dx, dbranch, parts, M, L, H, eps,
-    C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr,
-    CENTER: tl.constexpr, SCALED: tl.constexpr,
-):  # fmt: skip
-    """dx and dbranch (M, C), this program's sums for the norm's weight and bias, and what the weights' gradients are
-    products of: n and dz, the scaled dy (M, C), u (M, H) and dh (M, 2 H).
-    """
-    first = tl.program_id(0) * BM
-    m = tl.arange(0, BM)
-    c1 = tl.arange(0, C1)
-    c2 = C1 + tl.arange(0, C2)
-    rows = (first + m).to(tl.int64)[:, None]
-    at1 = rows * C + c1[None, :]
-    at2 = rows * C + c2[None, :]
-    inside = (m < M - first)[:, None]
-    inside1 = inside & (c1 < C)[None, :]
-    inside2 = inside & (c2 < C)[None, :]
-    half = fc1.dtype.element_ty
-
-    if SCALED:
-        factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
-    else:
-        factor = 1.0
-    d1 = tl.load(dy + at1, mask=inside1, other=0.0).to(tl.float32) * factor
-    tl.store(dz + at1, d1.to(half), mask=inside1)
-    d2 = tl.load(dy + at2, mask=inside2, other=0.0).to(tl.float32) * factor
-    tl.store(dz + at2, d2.to(half), mask=inside2)
-    s1 = load_sum(x, branch, at1, inside1)
-    s2 = load_sum(x, branch, at2, inside2)
-    mean, r = moments(s1, s2, inside1, inside2, C, eps, CENTER)
-    n1 = normalize(standardize(s1, inside1, mean, r, CENTER), norm_weight, norm_bias, c1, C, CENTER)
-    tl.store(n + at1, n1.to(half), mask=inside1)
-    n2 = normalize(standardize(s2, inside2, mean, r, CENTER), norm_weight, norm_bias, c2, C, CENTER)
-    tl.store(n + at2, n2.to(half), mask=inside2)
-    acc1 = 0.0 * s1  # see `residual_mlp_kernel`: not zeros
-    acc2 = 0.0 * s2
-    tl.debug_barrier()
-    n1 = tl.load(n + at1, mask=inside1, other=0.0)
-    n2 = tl.load(n + at2, mask=inside2, other=0.0)
-    d1 = tl.load(dz + at1, mask=inside1, other=0.0)
-    d2 = tl.load(dz + at2, mask=inside2, other=0.0)
-
-    h = tl.arange(0, BH)
-    j = pair_columns(BH)
-    row = j + tl.arange(0, 2 * BH) % 2 * H
-    for h0 in tl.range(0, H, BH):
-        some = (h0 + j < H)[:, None]
-        w1 = tl.load(fc1 + (h0 + row)[:, None] * C + c1[None, :], mask=some & (c1 < C)[None, :], other=0.0)
-        w2 = tl.load(fc1 + (h0 + row)[:, None] * C + c2[None, :], mask=some & (c2 < C)[None, :], other=0.0)
-        p = tl.dot(n2, tl.trans(w2), tl.dot(n1, tl.trans(w1)))
-        some = (h0 + h < H)[None, :]
-        v1 = tl.load(fc2 + c1[:, None] * H + (h0 + h)[None, :], mask=some & (c1 < C)[:, None], other=0.0)
-        v2 = tl.load(fc2 + c2[:, None] * H + (h0 + h)[None, :], mask=some & (c2 < C)[:, None], other=0.0)
-        du = of_pairs(tl.dot(d2, v2, tl.dot(d1, v1)), BM, BH)
-        a, b = tl.split(tl.reshape(p, [BM, BH, 2]))
-        s = sigmoid(a)
-        da = (du * b * s * (1 + a * (1 - s))).to(half)
-        db = (du * a * s).to(half)
-        at_u = rows * H + (h0 + h)[None, :]
-        at_h = rows * (2 * H) + (h0 + h)[None, :]
-        tl.store(u + at_u, in_order((a * s * b).to(half), BM, BH), mask=inside & some)
-        tl.store(dh + at_h, in_order(da, BM, BH), mask=inside & some)
-        tl.store(dh + at_h + H, in_order(db, BM, BH), mask=inside & some)
-        pairs = tl.reshape(tl.join(da, db), [BM, 2 * BH])
-        acc1 = tl.dot(pairs, w1, acc1)
-        acc2 = tl.dot(pairs, w2, acc2)
-
-    # x and branch are read once more for each use: there are no registers to keep what is made of them.
-    at_part = parts + tl.program_id(0).to(tl.int64) * (2 * C)
-    tl.store(at_part + C + c1, tl.sum(acc1, 0), mask=c1 < C)
-    tl.store(at_part + C + c2, tl.sum(acc2, 0), mask=c2 < C)
-    u1 = standardize(load_sum(x, branch, at1, inside1), inside1, mean, r, CENTER)
-    tl.store(at_part + c1, tl.sum(acc1 * u1, 0), mask=c1 < C)
-    acc1 *= tl.load(norm_weight + c1, mask=c1 < C, other=0.0).to(tl.float32)[None, :]
-    along = tl.sum(acc1 * u1, 1)
-    u2 = standardize(load_sum(x, branch, at2, inside2), inside2, mean, r, CENTER)
-    tl.store(at_part + c2, tl.sum(acc2 * u2, 0), mask=c2 < C)
-    acc2 *= tl.load(norm_weight + c2, mask=c2 < C, other=0.0).to(tl.float32)[None, :]
-    along = ((along + tl.sum(acc2 * u2, 1)) / C)[:, None]
-    if CENTER:
-        level = ((tl.sum(acc1, 1) + tl.sum(acc2, 1)) / C)[:, None]
-        acc1 -= level
-        acc2 -= level
-    d2 = (acc2 - u2 * along) * r + tl.load(dy + at2, mask=inside2, other=0.0).to(tl.float32)
-    tl.store(dx + at2, d2.to(dx.dtype.element_ty), mask=inside2)
-    tl.store(dbranch + at2, d2.to(dbranch.dtype.element_ty), mask=inside2)
-    u1 = standardize(load_sum(x, branch, at1, inside1), inside1, mean, r, CENTER)
-    d1 = (acc1 - u1 * along) * r + tl.load(dy + at1, mask=inside1, other=0.0).to(tl.float32)
-    tl.store(dx + at1, d1.to(dx.dtype.element_ty), mask=inside1)
-    tl.store(dbranch + at1, d1.to(dbranch.dtype.element_ty), mask=inside1)
 
 
 def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
@@ -331,11 +203,6 @@ def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Te
     return dh @ fc1, product(dh.t(), x), product(dy.t(), u)
 
 
-def in_one(M: int, C: int, dtype: torch.dtype) -> bool:
-    """Whether M tokens of C channels take one kernel for all of it."""
-    return max(1, FEWEST) <= M and C <= WIDEST and dtype != torch.float32
-
-
 def launch_residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, eps: float,
@@ -346,7 +213,7 @@ def launch_residual_mlp(
     """
     C, H = fc2.shape
     M = x.numel() // C
-    if not in_one(M, C, fc1.dtype):
+    if M == 0 or M < FEWEST or C > WIDEST or fc1.dtype == torch.float32:
         return _launch_apart(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps)
     y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     C1 = max(16, block(C) // 2)
@@ -354,8 +221,7 @@ def launch_residual_mlp(
     residual_mlp_kernel[ceil_div(M, tile.BM),](
         x, branch, norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2,
         x if scale is None else scale, y, M, M // x.shape[0], H, eps,
-        C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, LOAD=LOAD,
-        **tile._asdict(),
+        C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, **tile._asdict(),
     )  # fmt: skip
     return y
 
@@ -375,28 +241,6 @@ def launch_residual_mlp_grad(
     scale: Tensor | None, eps: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, branch, and in float32 of the norm's weight and bias, W1 and W2."""
-    C, H = fc2.shape
-    M = x.numel() // C
-    if not in_one(M, C, fc1.dtype) or capability() != 90:
-        return _launch_apart_grad(dy, x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps)
-    tile = GRAD_TILES[max(64, block(C))]
-    C1 = max(16, block(C) // 2)
-    n, dz, u, dh = (fc1.new_empty(M, width) for width in (C, C, H, 2 * H))
-    dx, dbranch = torch.empty_like(x), torch.empty_like(branch)
-    parts = x.new_empty(ceil_div(M, tile.BM), 2 * C, dtype=torch.float32)
-    residual_mlp_grad_kernel[parts.shape[0],](
-        x, branch, dy, norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2,
-        x if scale is None else scale, n, dz, u, dh, dx, dbranch, parts, M, M // x.shape[0], H, eps,
-        C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, **tile._asdict(),
-    )  # fmt: skip
-    return dx, dbranch, *sum_rows(parts, 2), product(dh.t(), n), product(dz.t(), u)
-
-
-def _launch_apart_grad(
-    dy: Tensor, x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """`launch_residual_mlp_grad` by the kernels of its parts."""
     n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype, keep=False)[1]
     dz = scaled(dy, scale, fc1.dtype)
     dn, dfc1, dfc2 = launch_mlp_grad(dz.view(-1, fc2.shape[0]), n.view(-1, fc2.shape[0]), fc1, fc2)
