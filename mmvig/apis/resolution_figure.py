@@ -47,7 +47,8 @@ def series(rows: list[Row]) -> tuple[tuple, dict[str, list[Row]]]:
 def draw(rows: list[Row], path: Path, accuracies: dict[str, list[tuple[int, float]]] | None, environment: str) -> None:
     """Draws FLOPs, memory, time and, where given, accuracy against resolution; a cross marks the end of the memory."""
     (batch, mode, precision), models = series(rows)
-    colours = {name: f'C{i}' for i, name in enumerate([*models, *(set(accuracies or {}) - set(models))])}
+    others = [name for name in accuracies or {} if name not in models]
+    colours = {name: f'C{i}' for i, name in enumerate([*models, *others])}
     figure = Figure(figsize=(4.2 * (len(PANELS) + bool(accuracies)), 4), layout='constrained')
     axes = figure.subplots(1, len(PANELS) + bool(accuracies), squeeze=False)[0]
     for axis, (column, label) in zip(axes, PANELS):
@@ -69,6 +70,8 @@ def draw(rows: list[Row], path: Path, accuracies: dict[str, list[tuple[int, floa
         for model, points in accuracies.items():
             axes[-1].plot(*zip(*points), 'o-', color=colours[model], label=model, markersize=4)
         _scale(axes[-1], 'accuracy on digit scenes', log=False)
+        if others:
+            axes[-1].legend(fontsize=8)
     axes[0].legend(fontsize=8)
     figure.suptitle(f'{mode}, batch {batch}, {precision}; each model as its fastest launch. {environment}', fontsize=9)
     figure.savefig(path, dpi=150)

@@ -112,7 +112,8 @@ def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     if _is_of_grid(pos_embed, grid):
         return pos_embed
     dtype, (height, width) = pos_embed.dtype, grid
-    with torch.autocast(pos_embed.device.type, enabled=False):
+    device = 'cpu' if pos_embed.is_meta else pos_embed.device.type  # the meta device knows no autocast
+    with torch.autocast(device, enabled=False):
         pos_embed = pos_embed.float()
         tall = _bicubic(pos_embed, 1, height) @ pos_embed.flatten(2)  # (1, height, w C)
         resized = _bicubic(pos_embed, 2, width) @ tall.unflatten(2, pos_embed.shape[2:])

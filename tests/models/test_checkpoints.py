@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
@@ -210,3 +211,11 @@ def test_convert_tool(files, tmp_path):
     (tmp_path / 'cut.pth').write_bytes(out.read_bytes()[:5000])
     cut = run(tmp_path / 'cut.pth', tmp_path / 'x.pth')
     assert cut.returncode != 0 and 'cut.pth' in cut.stderr and 'Traceback' not in cut.stderr
+
+
+def test_resizing_is_bicubic_and_in_float32():
+    grid = torch.randn(1, 14, 12, 5)
+    want = F.interpolate(grid.permute(0, 3, 1, 2), size=(9, 31), mode='bicubic').permute(0, 2, 3, 1)
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(resize_pos_embed(grid, (9, 31)), want)
+    assert resize_pos_embed(grid.to('meta'), (9, 31)).shape == want.shape  # where operations are counted
