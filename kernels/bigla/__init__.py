@@ -10,6 +10,7 @@ from .api import (
     gated_mlp,
     norm_depthwise_conv,
     residual_mlp,
+    token_mixer,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     'gated_mlp',
     'norm_depthwise_conv',
     'residual_mlp',
+    'token_mixer',
 ]

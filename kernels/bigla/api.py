@@ -28,6 +28,7 @@ __all__ = [
     'gated_mlp',
     'norm_depthwise_conv',
     'residual_mlp',
+    'token_mixer',
 ]
 
 _IMPLS = ('triton', 'chunked', 'reference')
@@ -255,6 +256,96 @@ def norm_depthwise_conv(
     args = *tensors.values(), act, eps, inner
     chosen = _choose(impl, x, _no_float64(x, given, inner=inner))
     return _module(chosen).norm_depthwise_conv(*args)
+
+
+def token_mixer(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    conv_weight: Tensor,
+    qkv_weight: Tensor,
+    gate_weight: Tensor,
+    low_weight: Tensor,
+    decay_weight: Tensor,
+    decay_bias: Tensor,
+    gate_bias: Tensor,
+    out_norm_weight: Tensor,
+    local_norm_weight: Tensor,
+    proj_weight: Tensor,
+    *,
+    num_heads: int,
+    act: bool = False,
+    eps: float = 1e-6,
+    head_eps: float = 1e-6,
+    inner: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """The first half of a block, but for the residual sum: :func:`bigla_mixer` of all that comes before it::
+
+        l = conv(norm(x))      p = [Wqkv; Wgate; Wlow] l      z = Wproj bigla_mixer(p, l)
+
+    with :func:`norm_depthwise_conv`'s norm and convolution. ``'triton'`` keeps x, l, p, the mixer's result and what the
+    operator keeps for the backward.
+
+    Args:
+        x: (B, H, W, C); float16, bfloat16, float32 or float64.
+        norm_weight: (C,), of the first norm; parameters may have any of these dtypes.
+        norm_bias: (C,) for LayerNorm, None for RMSNorm.
+        conv_weight: (C, 1, 3, 3).
+        qkv_weight: (2 C, C): queries and keys (C / 2 each), then values.
+        gate_weight: (C, C), of the 2D gate.
+        low_weight: (R, C), of the low rank that the gate logits come from.
+        decay_weight, decay_bias, gate_bias: (C, R), (C,) and (C,), as in :func:`bigla_mixer`.
+        out_norm_weight, local_norm_weight: (V,) each, its norms.
+        proj_weight: (C, C).
+        num_heads: Heads nh; C is a multiple of 2 nh.
+        act: Put a SiLU behind the convolution, and one before the last product.
+        eps: Added to the mean square in the first norm.
+        head_eps: The same in the norms over a head.
+        inner: The dtype of everything from the norm on, x's when None; ``'reference'`` has float32 or wider.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        z (B, H, W, C), of dtype inner.
+
+    Raises:
+        TypeError: An argument is no tensor, or a dtype is none of these.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
+    """
+    tensors = composed.MixerTensors(
+        x, norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight, decay_bias,
+        gate_bias, out_norm_weight, local_norm_weight, proj_weight,
+    )  # fmt: skip
+    given = {name: t for name, t in tensors._asdict().items() if t is not None or name != 'norm_bias'}
+    _validate_tensors(given)
+    _validate_impl(impl)
+    inner = inner or x.dtype
+    _validate_dtypes(inner=inner)
+    if x.ndim != 4 or num_heads < 1 or x.shape[-1] < 1 or x.shape[-1] % (2 * num_heads):
+        raise ValueError(
+            f'x must have shape (B, H, W, C), C a multiple of 2 * num_heads = {2 * num_heads}, got {tuple(x.shape)}'
+        )
+    C = x.shape[-1]
+    if low_weight.ndim != 2 or len(low_weight) < 1:
+        raise ValueError(f'low_weight must have shape (R, {C}), got {tuple(low_weight.shape)}')
+    R, V = len(low_weight), C // num_heads
+    _validate_shapes(
+        given, norm_weight=(C,), norm_bias=(C,), conv_weight=(C, 1, 3, 3), qkv_weight=(2 * C, C), gate_weight=(C, C),
+        low_weight=(R, C), decay_weight=(C, R), decay_bias=(C,), gate_bias=(C,), out_norm_weight=(V,),
+        local_norm_weight=(V,), proj_weight=(C, C),
+    )  # fmt: skip
+    if x.numel() == 0:  # empty, and differentiable in all of them
+        return x.to(inner) * sum(t.sum() for t in given.values()).to(inner)
+    args = tensors, num_heads, act, eps, head_eps, inner
+    narrow = _no_float64(x, given, inner=inner)
+
+    def unsupported(triton: ModuleType) -> str | None:
+        return narrow(triton) or (f'heads must be at most 256 wide, got {V}' if V > 256 else None)
+
+    chosen = _choose(impl, x, unsupported)
+    if chosen == 'chunked':
+        return composed.token_mixer(chunked.bigla, *args)
+    return _module(chosen).token_mixer(*args)
 
 
 def add_norm(
@@ -541,7 +632,7 @@ def _validate_dtypes(**dtypes: torch.dtype) -> None:
             raise TypeError(f'{name} must be float16, bfloat16, float32 or float64, got {dtype}')
 
 
-def _validate_shapes(given: dict[str, Tensor], **shapes: torch.Size) -> None:
+def _validate_shapes(given: dict[str, Tensor], **shapes: tuple[int, ...]) -> None:
     for name, shape in shapes.items():
         if name in given and given[name].shape != shape:
             raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(given[name].shape)}')

@@ -1,10 +1,39 @@
 """The functions around BiGLA in ViG's blocks, out of PyTorch's own: any device, dtype and order of derivative."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class MixerTensors(NamedTuple):
+    """What `api.token_mixer` takes."""
+
+    x: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor | None
+    conv_weight: Tensor
+    qkv_weight: Tensor
+    gate_weight: Tensor
+    low_weight: Tensor
+    decay_weight: Tensor
+    decay_bias: Tensor
+    gate_bias: Tensor
+    out_norm_weight: Tensor
+    local_norm_weight: Tensor
+    proj_weight: Tensor
+
+    @property
+    def packed(self) -> tuple[Tensor, ...]:
+        """The weights of the packed projection."""
+        return self.qkv_weight, self.gate_weight, self.low_weight
+
+    @property
+    def of_heads(self) -> tuple[Tensor, ...]:
+        """What `api.bigla_mixer` takes besides the projection and the local tokens."""
+        return self[7:12]
 
 
 def mixer(
@@ -79,6 +108,18 @@ def norm_depthwise_conv(
 ) -> Tensor:
     """`api.norm_depthwise_conv` by the norm and the convolution above."""
     return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, inner)[1], weight, act)
+
+
+def token_mixer(
+    bigla: Callable[..., Tensor], t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float,
+    inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.token_mixer` by the norm, the convolution and the mixer above, `bigla` as in the latter."""
+    local = norm_depthwise_conv(t.x, t.norm_weight, t.norm_bias, t.conv_weight, act, eps, inner).flatten(1, 2)
+    with torch.autocast('cpu' if t.x.is_meta else t.x.device.type, enabled=False):
+        projected = F.linear(local, torch.cat(t.packed).to(inner))
+        y = mixer(bigla, projected, local, *t.of_heads, num_heads, head_eps, act)
+        return F.linear(y, t.proj_weight.to(inner)).view(t.x.shape)
 
 
 def residual_mlp(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .composed import by_sample
+from .composed import MixerTensors, by_sample, mixer
 
 
 def bigla(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float) -> Tensor:
@@ -95,6 +95,16 @@ def norm_depthwise_conv(
     """`api.norm_depthwise_conv` by its equations, in float32 or wider, `inner` too."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, wide)[1], weight, act).to(inner)
+
+
+def token_mixer(t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype) -> Tensor:
+    """`api.token_mixer` by its equations, in float32 or wider, `inner` too."""
+    wide = torch.promote_types(torch.promote_types(t.x.dtype, t.qkv_weight.dtype), torch.float32)
+    local = norm_depthwise_conv(t.x.to(wide), t.norm_weight, t.norm_bias, t.conv_weight, act, eps, wide).flatten(1, 2)
+    with torch.autocast(t.x.device.type, enabled=False):
+        projected = local @ torch.cat(t.packed).to(wide).mT
+        y = mixer(bigla, projected, local, *t.of_heads, num_heads, head_eps, act)
+        return (y @ t.proj_weight.to(wide).mT).view(t.x.shape).to(inner)
 
 
 def residual_mlp(

@@ -126,9 +126,11 @@ def _(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: floa
     return v.new_empty(v.shape)
 
 
-def _mixer(*tensors: Tensor, num_heads: int, eps: float, act: bool) -> Tensor:
-    """`bigla_mixer` by its parts: the counter sees their products, and BiGLA as one operator."""
-    return composed.mixer(_operator, *tensors, num_heads, eps, act)
+def _mixer(
+    *tensors: Tensor | None, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype
+) -> Tensor:
+    """`token_mixer` by its parts: the counter sees their products, and BiGLA as one operator."""
+    return composed.token_mixer(_operator, composed.MixerTensors(*tensors), num_heads, act, eps, head_eps, inner)
 
 
 def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrence') -> Flops:
@@ -147,7 +149,7 @@ def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrenc
     torch.backends.mha.set_fastpath_enabled(False)  # operators that the counter does not know
     try:
         with (
-            patch.object(mixer, 'bigla_mixer', _mixer),
+            patch.object(mixer, 'token_mixer', _mixer),
             patch.object(api, '_choose', lambda impl, *_: impl or 'chunked'),  # PyTorch's operators, on a GPU, too
             _attributing(model, counter.get_total_flops, flops),
             sdpa_kernel(SDPBackend.MATH),

@@ -94,12 +94,12 @@ def profile(subject: Subject, compiled: bool, limits: Limits, steps: int = 5) ->
     gpu = subject.device.type == 'cuda'
     for _ in range(3):
         subject.reset()
-        subject.step(compiled)
+        subject.step('default' if compiled else None)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profiling(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for _ in range(steps):
             subject.reset()
-            subject.step(compiled)
+            subject.step('default' if compiled else None)
         if gpu:
             torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:

@@ -65,16 +65,18 @@ class Subject:
             self.backbone = self.model.backbone
         self.model.train(setting.mode == 'train')
         self._step = step
-        self._compiled = torch.compile(self.backbone.forward, dynamic=False)
+        self._compiled = {}
 
-    def step(self, compiled: bool = False) -> None:
-        """Takes one step; with `compiled` the backbone is compiled for its one size, in the first step."""
-        if compiled:
-            self.backbone.forward = self._compiled
+    def step(self, mode: str | None = None) -> None:
+        """Takes one step, with the backbone compiled for its one size in a `mode` of torch.compile; None: as it is."""
+        if mode:
+            if mode not in self._compiled:
+                self._compiled[mode] = torch.compile(self.backbone.forward, dynamic=False, mode=mode)
+            self.backbone.forward = self._compiled[mode]
         try:
             self._run()
         finally:
-            if compiled:
+            if mode:
                 del self.backbone.forward
 
     def _run(self) -> None:

@@ -72,7 +72,7 @@ def test_model_counts_as_it_runs(form):
     assert counts.bigla == sum(bigla_flops(*shape, form) for shape in shapes)
     chunks = sum(bigla_flops(*shape, 'chunked') for shape in shapes)
     assert counts.flops - counts.bigla == counter.get_total_flops() // 2 - chunks
-    assert mixer.bigla_mixer is bigla.bigla_mixer and not any('forward' in vars(module) for module in model.modules())
+    assert mixer.token_mixer is bigla.token_mixer and not any('forward' in vars(module) for module in model.modules())
 
 
 def test_meta_counts_as_cpu():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigla import add_norm, bigla, conv_norm, gated_mlp, norm_depthwise_conv, residual_mlp
+from bigla import add_norm, bigla, conv_norm, gated_mlp, norm_depthwise_conv, residual_mlp, token_mixer
 
 FEW = 8  # B * L * nh
 NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
@@ -76,6 +76,15 @@ def half_block_tensors(*shape: int, H: int, bias: bool = False, scale: bool = Fa
     return [*torch.randn(2, *shape), *vectors, *matrices, *([torch.rand(shape[0])] if scale else [])]
 
 
+def first_half_tensors(*shape: int, num_heads: int, rank: int, bias: bool = False) -> list[Tensor | None]:
+    """The tensors of `token_mixer`."""
+    C = shape[-1]
+    vectors = torch.randn(C), torch.randn(C) if bias else None
+    matrices = [torch.randn(rows, C) / C**0.5 for rows in (2 * C, C, rank)]
+    ends = torch.randn(C, rank) / rank**0.5, *torch.randn(2, C), *torch.randn(2, C // num_heads)
+    return [torch.randn(shape), *vectors, torch.randn(C, 1, 3, 3) / 3, *matrices, *ends, torch.randn(C, C) / C**0.5]
+
+
 # What the fused functions around the mixer are tested on: the function, its tensors, its options.
 PARTS = {
     'rms': (add_norm, lambda: [torch.randn(2, 3, 37, 96), torch.randn(2, 3, 37, 96), torch.randn(96)], {}),
@@ -86,6 +95,16 @@ PARTS = {
     'half block': (residual_mlp, lambda: half_block_tensors(3, 75, 96, H=80, bias=True), {}),
     'odd half block': (residual_mlp, lambda: half_block_tensors(2, 5, 11, H=7), {}),
     'wide half block': (residual_mlp, lambda: half_block_tensors(2, 9, 300, H=40), {}),
+    'first half': (
+        token_mixer,
+        lambda: first_half_tensors(2, 7, 9, 64, num_heads=2, rank=16, bias=True),
+        dict(num_heads=2),
+    ),
+    'odd first half': (
+        token_mixer,
+        lambda: first_half_tensors(1, 5, 3, 42, num_heads=3, rank=5),
+        dict(num_heads=3, act=True),
+    ),
     'layer conv': (
         norm_depthwise_conv,
         lambda: [torch.randn(2, 7, 9, 40), *torch.randn(2, 40), torch.randn(40, 1, 3, 3) / 3],
@@ -106,6 +125,11 @@ PARTS = {
 @pytest.fixture
 def half_block() -> Callable[..., list[Tensor | None]]:
     return half_block_tensors
+
+
+@pytest.fixture
+def first_half() -> Callable[..., list[Tensor | None]]:
+    return first_half_tensors
 
 
 @pytest.fixture(params=PARTS)

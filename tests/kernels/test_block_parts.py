@@ -17,7 +17,7 @@ def test_forms_agree(part, derive):
     for a, b in zip(derive(fn, double(tensors)), want, strict=True):
         torch.testing.assert_close(a, b)
     for a, b in zip(derive(fn, tensors), want, strict=True):
-        assert a.dtype == torch.float32 and (a - b).norm() <= 1e-6 * b.norm()
+        assert a.dtype == torch.float32 and (a - b).norm() <= 2e-6 * b.norm()
 
 
 @pytest.mark.parametrize('impl', ['chunked', 'reference'])

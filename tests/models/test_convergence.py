@@ -16,7 +16,7 @@ ARCH = dict(embed_dims=64, depth=2, num_heads=2, act=True, drop_path_rate=0.0)
 
 def train(impl: str, device: str, steps: int, monkeypatch, autocast: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of each step, and all parameters at the end, of fitting eight images to random directions."""
-    names = {mixer: ('bigla_mixer', 'norm_depthwise_conv'), norm: ('add_norm',), conv_norm: ('conv_norm',)}
+    names = {mixer: ('token_mixer',), norm: ('add_norm',), conv_norm: ('conv_norm',)}
     for module, functions in (names | {gated_mlp: ('residual_mlp',)}).items():
         for name in functions:
             monkeypatch.setattr(module, name, partial(getattr(bigla, name), impl=impl))

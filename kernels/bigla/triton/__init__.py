@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..composed import MixerTensors
 from .backward import launch_backward
 from .casts import cast
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
-from .mixer import launch_mixer, launch_mixer_grad, token_rows
+from .mixer import launch_mixer, launch_mixer_grad, launch_token_mixer, launch_token_mixer_grad, token_rows
 from .mlp import launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, Gates, chunk_size
@@ -33,12 +34,14 @@ __all__ = [
     'gated_mlp',
     'norm_depthwise_conv',
     'residual_mlp',
+    'token_mixer',
     'unsupported',
     'unsupported_tensor',
 ]
 
 # Inductor pads the rows of wide products, and copies them for operators that want the strides of the traced tensors.
 ANY_STRIDES = (torch.Tag.flexible_layout,)
+NOT_KEPT = '{} was traced without gradients, and kept nothing for them: trace it with gradients'
 
 
 def bigla(
@@ -147,6 +150,15 @@ def residual_mlp(
     return _residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)
 
 
+def token_mixer(t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype) -> Tensor:
+    """`api.token_mixer` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in t if x is not None)
+    L = t.x.shape[1] * t.x.shape[2]
+    C = chunk_size(L, t.x.shape[-1] // (2 * num_heads), inner)
+    one = isinstance(L, int) and L <= C
+    return _token_mixer(*t, num_heads, act, eps, head_eps, inner, C, one, keep)
+
+
 def _differentiable(
     forward: Callable,
     fake: Callable,
@@ -177,9 +189,13 @@ def _differentiable(
 
     @wraps(backward)
     def apart(*args) -> tuple[Tensor, ...]:
-        """`backward`, but no two of its results are one tensor, which operators may not return."""
-        grads = backward(*args)
-        return tuple(g.clone() if any(g is other for other in grads[:i]) else g for i, g in enumerate(grads))
+        """`backward`, but no two of its results share memory, which those of an operator may not."""
+        grads, seen = [], set()
+        for g in backward(*args):
+            memory = g.untyped_storage().data_ptr()
+            grads.append(g.clone() if memory in seen else g)
+            seen.add(memory)
+        return tuple(grads)
 
     operator, gradient = (
         torch.library.custom_op(f'bigla::{n}', fn, mutates_args=(), device_types=('cpu', 'cuda'), tags=ANY_STRIDES)
@@ -319,9 +335,7 @@ def _run_mixer_backward(
     num_heads: int, eps: float, act: bool, C: int, one: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     if not keep:
-        raise RuntimeError(
-            'bigla_mixer was traced without gradients, and kept nothing for them: trace it with gradients'
-        )
+        raise RuntimeError(NOT_KEPT.format('bigla_mixer'))
     parameters = decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
     saved = (x.contiguous() for x in (o, state, total, hard))
     with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False):
@@ -336,6 +350,59 @@ def _fake_mixer_backward(
     dy, projected, local, dw, db, gb, nw, lw, o, state, total, hard, num_heads, eps, act, C, one, keep
 ):  # fmt: skip
     return tuple(x.new_empty(x.shape) for x in (projected, local, dw, db, gb, nw, lw))
+
+
+def _run_token_mixer(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, conv_weight: Tensor, qkv_weight: Tensor,
+    gate_weight: Tensor, low_weight: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
+    out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, num_heads: int, act: bool, eps: float,
+    head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    t = MixerTensors(
+        x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
+        decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
+    )  # fmt: skip
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        return launch_token_mixer(t, num_heads, act, eps, head_eps, inner, C, one, keep)
+
+
+def _fake_token_mixer(
+    x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, num_heads, act, eps, head_eps, inner, C, one, keep
+):  # fmt: skip
+    B, H, W, dims = x.shape
+    local, y = (x.new_empty(B, H * W, dims, dtype=inner) for _ in range(2))
+    projected = local.new_empty(B, H * W, 3 * dims + low.shape[0])
+    saved = _fake_mixer(projected, local, dw, db, gb, ow, lw, num_heads, eps, act, C, one, keep)[1:]
+    kept = (local, projected, y) if keep else (local.new_empty(0) for _ in range(3))
+    return x.new_empty(x.shape, dtype=inner), *kept, *saved
+
+
+def _run_token_mixer_backward(
+    dbranch: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, conv_weight: Tensor, qkv_weight: Tensor,
+    gate_weight: Tensor, low_weight: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
+    out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, local: Tensor, projected: Tensor,
+    y: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor, num_heads: int, act: bool, eps: float,
+    head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]:  # fmt: skip
+    if not keep:
+        raise RuntimeError(NOT_KEPT.format('token_mixer'))
+    t = MixerTensors(
+        x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
+        decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
+    )  # fmt: skip
+    local, projected, y, *saved = (kept.contiguous() for kept in (local, projected, y, o, state, total, hard))
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        grads = launch_token_mixer_grad(
+            dbranch.contiguous(), t, local, projected, y, saved, num_heads, act, eps, head_eps, inner, C, one
+        )
+    return tuple(g.to(norm_weight.dtype if like is None else like.dtype) for g, like in zip(grads, t, strict=True))
+
+
+def _fake_token_mixer_backward(dbranch, x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, *_):
+    tensors = x, nw, nw if nb is None else nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw
+    return tuple(t.new_empty(t.shape) for t in tensors)
 
 
 def _run_depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
@@ -470,7 +537,7 @@ def _fake_conv_norm_backward(
 
 def _run_gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        y = launch_mlp(x.contiguous().view(-1, x.shape[-1]), *cast(fc1, fc2, x.dtype))
+        y = launch_mlp(x.contiguous().view(-1, x.shape[-1]), *cast(x.dtype, [fc1], [fc2]))
     return y.view(x.shape)
 
 
@@ -481,7 +548,7 @@ def _fake_gated_mlp(x, fc1, fc2):
 def _run_gated_mlp_backward(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = (tensor.contiguous().view(-1, x.shape[-1]) for tensor in (dy, x))
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        dx, *grads = launch_mlp_grad(*rows, *cast(fc1, fc2, x.dtype))
+        dx, *grads = launch_mlp_grad(*rows, *cast(x.dtype, [fc1], [fc2]))
     return dx.view(x.shape), *(g.to(weight.dtype) for g, weight in zip(grads, (fc1, fc2), strict=True))
 
 
@@ -526,13 +593,16 @@ def _dense(inner: torch.dtype, x, branch, norm_weight, norm_bias, fc1, fc2, scal
         x.contiguous(),
         branch.contiguous(),
         *vectors,
-        *cast(fc1, fc2, inner),
+        *cast(inner, [fc1], [fc2]),
         None if scale is None else scale.contiguous(),
     )
 
 
 _bigla = _differentiable(_run_bigla, _fake_bigla, _run_bigla_backward, _fake_bigla_backward)
 _mixer = _differentiable(_run_mixer, _fake_mixer, _run_mixer_backward, _fake_mixer_backward)
+_token_mixer = _differentiable(
+    _run_token_mixer, _fake_token_mixer, _run_token_mixer_backward, _fake_token_mixer_backward
+)
 _conv = _differentiable(_run_depthwise_conv, _fake_conv, _run_conv_backward, _fake_conv_backward)
 _norm_conv = _differentiable(
     _run_norm_depthwise_conv, _fake_norm_conv, _run_norm_conv_backward, _fake_norm_conv_backward

@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .forward import scan, state_kernel
+from .launch import kernel
 from .primitives import (
     SEARCHERS,
     SPAN,
@@ -103,7 +104,7 @@ def direction_grads(
     return tl.exp2(X) * x, tl.exp2(-X) * y, gate_grad(dg, g, LOGITS)
 
 
-@triton.jit(do_not_specialize=['L', 'NT', 'N'])
+@kernel(do_not_specialize=('L', 'NT', 'N'))
 def grad_kernel(
     q, k, v, gates, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
@@ -164,7 +165,7 @@ def grad_kernel(
         store_rows(row(dk, dk_s, b, left, h), dk_s[1], dkf + dkb, r, soft, K, BK)
 
 
-@triton.jit(do_not_specialize=['L', 'NT', 'N'])
+@kernel(do_not_specialize=('L', 'NT', 'N'))
 def exact_grad_kernel(
     q, k, v, gates, do, state, dstate, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,

@@ -1,29 +1,31 @@
 """Weights and gradients in half precision, in Triton: what a block casts takes one launch, and its factors none."""
 
+from collections.abc import Sequence
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import kernel
 from .primitives import ceil_div
 
 SIZE, WARPS = 1024, 4  # numbers a program casts
 
 
-@triton.jit(do_not_specialize=['M', 'N'])
-def cast_kernel(x, y, x_cast, y_cast, M, N, SIZE: tl.constexpr):
-    """Casts the M numbers of x and the N of y."""
+@kernel
+def cast_kernel(sources, targets, sizes, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """Casts COUNT tensors, each by programs of its own."""
     i = tl.program_id(0)
-    of_x = tl.cdiv(M, SIZE)
-    if i < of_x:
-        at = i * SIZE + tl.arange(0, SIZE)
-        tl.store(x_cast + at, tl.load(x + at, mask=at < M).to(x_cast.dtype.element_ty), mask=at < M)
-    else:
-        at = (i - of_x) * SIZE + tl.arange(0, SIZE)
-        tl.store(y_cast + at, tl.load(y + at, mask=at < N).to(y_cast.dtype.element_ty), mask=at < N)
+    for n in tl.static_range(COUNT):
+        programs = tl.cdiv(sizes[n], SIZE)
+        if (i >= 0) & (i < programs):
+            at = i * SIZE + tl.arange(0, SIZE)
+            some = tl.load(sources[n] + at, mask=at < sizes[n])
+            tl.store(targets[n] + at, some.to(targets[n].dtype.element_ty), mask=at < sizes[n])
+        i -= programs
 
 
-@triton.jit(do_not_specialize=['N'])
+@kernel(do_not_specialize=('N',))
 def scale_kernel(x, scale, y, N, SIZE: tl.constexpr):
     """y = scale x, with a factor for N numbers each."""
     programs = tl.cdiv(N, SIZE)
@@ -34,16 +36,19 @@ def scale_kernel(x, scale, y, N, SIZE: tl.constexpr):
     tl.store(y + at, some.to(y.dtype.element_ty), mask=i < N)
 
 
-def cast(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Both dense and of `dtype`, by one kernel."""
-    x, y = x.contiguous(), y.contiguous()
-    if x.dtype == y.dtype == dtype:
-        return x, y
-    casts = torch.empty_like(x, dtype=dtype), torch.empty_like(y, dtype=dtype)
-    M, N = x.numel(), y.numel()
-    if M + N:
-        cast_kernel[ceil_div(M, SIZE) + ceil_div(N, SIZE),](x, y, *casts, M, N, SIZE=SIZE, num_warps=WARPS)
-    return casts
+def cast(dtype: torch.dtype, *matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each sequence of tensors, which differ in the first dimension alone, as one of `dtype`, dense: by one kernel."""
+    if all(x.dtype == dtype for parts in matrices for x in parts):
+        return tuple((parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous() for parts in matrices)
+    whole = tuple(
+        parts[0].new_empty(sum(len(x) for x in parts), *parts[0].shape[1:], dtype=dtype) for parts in matrices
+    )
+    sources = tuple(x.contiguous() for parts in matrices for x in parts)
+    targets = tuple(y for x, parts in zip(whole, matrices) for y in x.split([len(part) for part in parts]))
+    sizes = tuple(x.numel() for x in sources)
+    if programs := sum(ceil_div(size, SIZE) for size in sizes):
+        cast_kernel[programs,](sources, targets, sizes, COUNT=len(sizes), SIZE=SIZE, num_warps=WARPS)
+    return whole
 
 
 def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

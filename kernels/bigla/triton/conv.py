@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_grad
+from .launch import kernel
 from .primitives import ceil_div
 from .sums import sum_rows
 
@@ -77,7 +78,7 @@ def convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS: tl.constexpr):
     return sums
 
 
-@triton.jit(do_not_specialize=['H', 'W'])
+@kernel(do_not_specialize=('H', 'W'))
 def conv_kernel(
     x, weight, dy, out, x_s, dy_s, out_s, H, W, C,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
@@ -95,7 +96,7 @@ def conv_kernel(
         store_tokens(out, out_s, p, b, h + o, w, c, H, W, C)
 
 
-@triton.jit(do_not_specialize=['H', 'W'])
+@kernel(do_not_specialize=('H', 'W'))
 def conv_grad_kernel(
     x, weight, dp, dx, parts, x_s, dp_s, dx_s, H, W, C,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, WALK: tl.constexpr,

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import kernel
 from .merge import Merge, finish, launch_merge
 from .primitives import (
     SEARCHERS,
@@ -52,7 +53,7 @@ from .primitives import (
 )
 
 
-@triton.jit(do_not_specialize=['L', 'NT'])
+@kernel(do_not_specialize=('L', 'NT'))
 def state_kernel(
     x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -119,7 +120,7 @@ def carry_on(x, y, p, t, p_step, t_step, m, mk, n, AHEAD: tl.constexpr, STORE: t
     return x, y
 
 
-@triton.jit(do_not_specialize=['NT', 'NS', 'segment'])
+@kernel(do_not_specialize=('NT', 'NS', 'segment'))
 def scan_kernel(
     state, total, part, part_total, NT, NS, segment, H,
     K: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, AHEAD: tl.constexpr,
@@ -158,7 +159,7 @@ def scan_kernel(
         tl.store(part_total + (at + s) * K + kk, y, mask=kk < K)
 
 
-@triton.jit(do_not_specialize=['L', 'NT', 'N'])
+@kernel(do_not_specialize=('L', 'NT', 'N'))
 def out_kernel(
     q, k, v, gates, state, total, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, NT, H, N, eps,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -212,7 +213,7 @@ def out_kernel(
                 finish(out, merge, merge_s, eps, b, left, h, r, m, V, BV, ACT)
 
 
-@triton.jit(do_not_specialize=['L', 'NT', 'N'])
+@kernel(do_not_specialize=('L', 'NT', 'N'))
 def exact_out_kernel(
     q, k, v, gates, state, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, L, NT, H, N, eps,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_grad, sigmoid
+from .launch import kernel
 from .primitives import block, ceil_div, load_rows, row, store_rows, token_strides
 from .sums import sum_rows
 
@@ -81,7 +82,7 @@ def finish(
     store_rows(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], z, r, m, V, BV)
 
 
-@triton.jit(do_not_specialize=['N'])
+@kernel(do_not_specialize=('N',))
 def merge_kernel(
     o, local, gate, bias, norm, local_norm, y, dy, do, dlocal, dgate, parts, local_s, gate_s, dgate_s, eps, N, H,
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .activations import sigmoid
 from .casts import scaled
+from .launch import kernel
 from .norm import launch_norm, launch_norm_grad
 from .primitives import block, capability, ceil_div, plain_precision
 from .products import add_product, product
@@ -64,7 +65,7 @@ def in_order(x, BM: tl.constexpr, BH: tl.constexpr):
     return tl.reshape(tl.permute(tl.reshape(x, [BM, BH // 8, 2, 4]), (0, 1, 3, 2)), [BM, BH])
 
 
-@triton.jit(do_not_specialize=['M'])
+@kernel(do_not_specialize=('M',))
 def swiglu_kernel(
     x, fc1, dy, fc2, u, dh, x_s, M, C, H,
     BM: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr, GRAD: tl.constexpr, PREC: tl.constexpr,
@@ -128,7 +129,7 @@ def load_sum(x, branch, at, inside):
     return tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + tl.load(branch + at, mask=inside, other=0.0)
 
 
-@triton.jit(do_not_specialize=['M', 'L'])
+@kernel(do_not_specialize=('M', 'L'))
 def residual_mlp_kernel(
     x, branch, norm_weight, norm_bias, fc1, fc2, scale, y, M, L, H, eps,
     C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr,

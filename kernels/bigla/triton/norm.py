@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_grad
+from .launch import kernel
 from .primitives import block, ceil_div
 from .sums import sum_rows
 
@@ -32,7 +33,7 @@ def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
     return s * r, r
 
 
-@triton.jit(do_not_specialize=['N'])
+@kernel(do_not_specialize=('N',))
 def norm_kernel(
     x, branch, weight, bias, total, y, N, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr,
@@ -57,7 +58,7 @@ def norm_kernel(
     tl.store(y + at, activate(s, ACT).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=['N'])
+@kernel(do_not_specialize=('N',))
 def norm_grad_kernel(
     dtotal, dy, total, branch, weight, bias, dx, dbranch, parts, N, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr,

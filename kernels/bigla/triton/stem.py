@@ -7,11 +7,11 @@ convolution comes before the norm's kernel. The backward computes p again.
 
 import torch
 import torch.nn.functional as F
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
+from .launch import kernel
 from .norm import launch_norm, launch_norm_grad, standardize
 from .primitives import block, ceil_div, plain_precision
 from .sums import sum_rows
@@ -20,7 +20,7 @@ WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
 
 
-@triton.jit(do_not_specialize=['H', 'W', 'HO', 'WO'])
+@kernel(do_not_specialize=('H', 'W', 'HO', 'WO'))
 def conv_norm_kernel(
     x, weight, bias, norm_weight, norm_bias, y, x_s, H, W, HO, WO, eps,
     C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,

@@ -1,10 +1,10 @@
 """Sums over the rows of a tall matrix, such as a bias's gradient over the tokens, in Triton."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import kernel
 from .primitives import ceil_div
 
 ROWS, COLUMNS = 128, 32  # a program adds up so many at a time
@@ -12,7 +12,7 @@ PARTS = 128  # programs that share the rows, at most
 SHORT = 5 * ROWS  # rows that take one program no longer than a second launch does
 
 
-@triton.jit(do_not_specialize=['M', 'rows'])
+@kernel(do_not_specialize=('M', 'rows'))
 def sum_kernel(x, left, right, x_s, M, rows, C, HALF, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Row i of left and right: the sum over the i-th `rows` rows of x, its first HALF columns and the others."""
     i = tl.program_id(0)

@@ -1,11 +1,9 @@
 """The token mixer: bidirectional gated linear attention with 2D gating locality injection (paper section 3)."""
 
-import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
-from bigla import bigla_mixer, norm_depthwise_conv
+from bigla import token_mixer
 
 from .norm import LayerNorm, RMSNorm
 from .precision import autocast_dtype
@@ -43,28 +41,23 @@ class BiGLAMixer(nn.Module):
 
     def forward(self, x: Tensor, norm: LayerNorm | RMSNorm) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        local = norm_depthwise_conv(
+        return token_mixer(
             x,
             norm.weight,
             norm.bias,
             self.conv.weight,
-            act=self.act,
-            eps=norm.eps,
-            inner=autocast_dtype(x),
-        )
-        local = local.flatten(1, 2)  # (B, L, C)
-        # One product for q, k, v, the 2D gate and the low rank that the decays come from.
-        weight = torch.cat([self.qkv.weight, self.gate.weight, self.decay[0].weight])
-        y = bigla_mixer(
-            F.linear(local, weight),  # (B, L, 3 C + GATE_RANK)
-            local,
+            self.qkv.weight,
+            self.gate.weight,
+            self.decay[0].weight,
             self.decay[1].weight,
             self.decay[1].bias,
             self.gate.bias,
             self.norm.weight,
             self.local_norm.weight,
+            self.proj.weight,
             num_heads=self.num_heads,
-            eps=self.norm.eps,
             act=self.act,
+            eps=norm.eps,
+            head_eps=self.norm.eps,
+            inner=autocast_dtype(x),
         )
-        return self.proj(y).unflatten(1, x.shape[1:3])
