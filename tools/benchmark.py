@@ -141,7 +141,8 @@ def parse_args() -> argparse.Namespace:
         '--launches',
         nargs='+',
         choices=LAUNCHES,
-        help='the fastest of them counts; graph: replayed as one CUDA graph, of a config the backbone alone, compiled (default: all on a GPU)',
+        help='the fastest of them counts; graph: replayed as one CUDA graph, of a config the backbone alone, compiled '
+        '(default: all on a GPU)',
     )
     parser.add_argument('--seconds', type=float, default=0.5, help='of timing for each row (default: 0.5)')
     parser.add_argument('--rounds', type=int, default=1, help='turns in which these seconds are spent (default: 1)')

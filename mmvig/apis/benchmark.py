@@ -88,7 +88,7 @@ def benchmark(
     Args:
         models: names in `BACKBONES`, and files or addresses of OpenMMLab configs; see `Subject`.
         settings: what is timed, in this order.
-        launches: of `LAUNCHES`. CUDA graphs are for a GPU, and left out elsewhere; models of configs go without 'graph'.
+        launches: of `LAUNCHES`. CUDA graphs are for a GPU, and left out elsewhere, as 'graph' is of models of configs.
         baselines: of `models`; the fastest of them is what speed and memory refer to.
         device: where.
         seconds: of timing for each row.

@@ -14,6 +14,7 @@ from mmengine.structures import PixelData
 from torch import Tensor
 
 from mmvig.apis.backbones import BACKBONES
+from mmvig.engine.param_groups import merge_param_groups
 from mmvig.engine.settings import load_config
 
 __all__ = ['MODES', 'PRECISIONS', 'Setting', 'Subject', 'build_backbone']
@@ -111,7 +112,9 @@ class Subject:
         wrapper.update(
             {key: cfg.optim_wrapper[key] for key in ('constructor', 'paramwise_cfg') if key in cfg.optim_wrapper}
         )
-        return model, partial(model.train_step, batch, build_optim_wrapper(model, wrapper))
+        wrapper = build_optim_wrapper(model, wrapper)
+        merge_param_groups(wrapper.optimizer)  # as our Runner does
+        return model, partial(model.train_step, batch, wrapper)
 
 
 def build_backbone(name: str) -> nn.Module:

@@ -8,6 +8,7 @@ is not, and otherwise waits for the import of the library it mends; `report` say
 
 from mmvig.compat import (
     checkpoint_loading,
+    mask_padding,
     mask_transfer,
     mmcv_ext,
     mmseg_tokenizer,
@@ -29,6 +30,7 @@ FIXES = (
     mmseg_tokenizer,
     visualizer,
     mask_transfer,
+    mask_padding,
 )
 _changes: dict[str, Change | None] = {}
 

@@ -142,6 +142,7 @@ def part(request) -> tuple[Callable, list[Tensor | None]]:
         out = fn(*tensors, **options, **more, impl=impl)
         return out if isinstance(out, tuple) else (out,)
 
+    call.name = fn.__name__
     return call, make()
 
 

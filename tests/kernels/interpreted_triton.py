@@ -455,7 +455,7 @@ def test_what_a_block_keeps(half_block):
 
 
 def test_what_the_first_half_keeps(first_half):
-    """For the backward: beside x, all in half precision, what is convolved, projected and mixed, and o; not the norm."""
+    """For the backward: x, and in half precision what was convolved, projected and mixed, and o; not the norm."""
     B, H, W, C, R = 2, 9, 8, 64, 16
     x, *parameters = first_half(B, H, W, C, num_heads=2, rank=R)
     kept = {}

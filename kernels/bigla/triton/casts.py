@@ -44,7 +44,9 @@ def cast(dtype: torch.dtype, *matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
         parts[0].new_empty(sum(len(x) for x in parts), *parts[0].shape[1:], dtype=dtype) for parts in matrices
     )
     sources = tuple(x.contiguous() for parts in matrices for x in parts)
-    targets = tuple(y for x, parts in zip(whole, matrices) for y in x.split([len(part) for part in parts]))
+    targets = tuple(
+        y for x, parts in zip(whole, matrices) for y in (x.split([len(p) for p in parts]) if len(parts) > 1 else [x])
+    )
     sizes = tuple(x.numel() for x in sources)
     if programs := sum(ceil_div(size, SIZE) for size in sizes):
         cast_kernel[programs,](sources, targets, sizes, COUNT=len(sizes), SIZE=SIZE, num_warps=WARPS)

@@ -36,61 +36,80 @@ def traits(x: Any) -> Any:
     return tuple(map(traits, x)) if isinstance(x, tuple) else type(x)
 
 
+def describer(args: tuple, general: list[bool]) -> Callable[..., tuple[tuple, tuple]]:
+    """A function of a kernel's arguments that gives their traits, and the arguments with addresses for tensors.
+
+    What is a tensor, a tuple of tensors or neither is so in all launches with the same constants. So this is written
+    out for them, as Triton does it, too: a loop that asks each takes three times as long.
+
+    Args:
+        args: Of the first launch.
+        general: Whether an integer's value is no reason for a kernel of its own.
+    """
+    names = [f'a{i}' for i in range(len(args))]
+    lines, described, values = [], [], []
+    for name, x, same in zip(names, args, general):
+        tensors = [name] if isinstance(x, Tensor) else []
+        if isinstance(x, tuple) and isinstance(x[0], Tensor):
+            tensors = [f'{name}_{j}' for j in range(len(x))]
+            lines.append(f'{", ".join(tensors)}, = {name}')
+        for tensor in tensors:
+            lines.append(f'p{tensor} = {tensor}.data_ptr()')
+            described += f'{tensor}.dtype', f'p{tensor} % 16'
+        if isinstance(x, Tensor):
+            values.append(f'p{name}')
+        elif tensors:
+            values.append(f'({", ".join(f"p{tensor}" for tensor in tensors)},)')
+        else:
+            described.append(f'{name}.bit_length() > 31' if same else f'traits({name})')
+            values.append(name)
+    lines.append(f'return ({", ".join(described)},), ({", ".join(values)},)')
+    space = {'traits': traits}
+    exec(f'def describe({", ".join(names)}):\n' + '\n'.join(f'    {line}' for line in lines), space)
+    return space['describe']
+
+
 class Kernel:
     """A kernel, launched as ``kernel[grid](*arguments, **constants_and_options)``."""
 
     def __init__(self, jitted: triton.JITFunction) -> None:
         functools.update_wrapper(self, jitted.fn)
         self.jitted = jitted
-        self.constants = [p.name for p in jitted.params if p.is_constexpr]
-        self.general = [p.do_not_specialize for p in jitted.params]
-        self.ready: dict[tuple, tuple] = {}
+        self.variants: dict[tuple, tuple[Callable, dict[tuple, tuple]]] = {}  # by constants and options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable:
         return functools.partial(self.launch, grid)
 
     def launch(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        given = tuple(constants.items())
+        if given not in self.variants:
+            self.variants[given] = describer(args, [p.do_not_specialize for p in self.jitted.params]), {}
+        describe, ready = self.variants[given]
         active = driver.active
         device = active.get_current_device()
-        key: list[Any] = [device]
-        values = self.describe(args, key)
-        key = (*key, *constants.items())
-        ready = self.ready.get(key)
+        described, values = describe(*args)
+        key = device, described
         hooks = triton.knobs.runtime
-        if ready is None or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+        if key not in ready or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
             compiled = self.jitted.run(*args, grid=grid, warmup=False, **constants)
-            self.remember(key, compiled, constants)
+            if callable_directly(compiled):
+                ready[key] = (
+                    compiled.run,
+                    compiled,
+                    tuple(constants[p.name] for p in self.jitted.params if p.is_constexpr),
+                )
             return
-        run, function, cooperative, dependent, metadata, rest = ready
+        run, compiled, rest = ready[key]
         x, y = grid if len(grid) == 2 else (grid[0], 1)
         stream = active.get_current_stream(device)
         # Behind the function: no scratch memory; behind the metadata: nothing for hooks, of which there are none.
-        run(x, y, 1, stream, function, cooperative, dependent, None, None, metadata, None, None, None, *values, *rest)
-
-    def describe(self, args: tuple, key: list[Any]) -> list[Any]:
-        """`args` with addresses for tensors; what Triton would compile for is put into `key`."""
-        values = []
-        for general, x in zip(self.general, args):
-            if isinstance(x, Tensor):
-                address = x.data_ptr()
-                key += x.dtype, address % 16 == 0
-                values.append(address)
-            elif isinstance(x, tuple) and isinstance(x[0], Tensor):
-                addresses = tuple([y.data_ptr() for y in x])
-                key += [y.dtype for y in x]
-                key += [address % 16 == 0 for address in addresses]
-                values.append(addresses)
-            else:
-                key.append(x.bit_length() > 31 if general else traits(x))
-                values.append(x)
-        return values
-
-    def remember(self, key: tuple, compiled: Any, constants: dict[str, Any]) -> None:
-        metadata = getattr(compiled, 'metadata', None)
-        if metadata is None or metadata.global_scratch_size or metadata.profile_scratch_size:
-            return
-        run = compiled.run
-        rest = tuple(constants[name] for name in self.constants)
-        self.ready[key] = (
-            run.launch, compiled.function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata, rest
+        run.launch(
+            x, y, 1, stream, compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None,
+            compiled.packed_metadata, None, None, None, *values, *rest,
         )  # fmt: skip
+
+
+def callable_directly(compiled: Any) -> bool:
+    """Whether this is a kernel that needs no scratch memory; tests compile without launching, and get none."""
+    metadata = getattr(compiled, 'metadata', None)
+    return metadata is not None and not metadata.global_scratch_size and not metadata.profile_scratch_size

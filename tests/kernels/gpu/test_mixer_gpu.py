@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bigla import add_norm, bigla_mixer, conv_norm, depthwise_conv, gated_mlp, residual_mlp
+from bigla import add_norm, bigla_mixer, conv_norm, depthwise_conv, gated_mlp, residual_mlp, token_mixer
 
 pytestmark = pytest.mark.gpu
 
@@ -68,10 +68,13 @@ def test_parts(part, dtype, derive):
     wide = [x if x is None else x.double() for x in tensors]
     want = derive(lambda *x: fn(*x, impl='reference'), wide)
     got, peer = (derive(lambda *x, impl=impl: fn(*x, impl=impl), tensors) for impl in ('triton', 'chunked'))
+    # The operator's products in float32 are three of tf32: see `test_random_cases_gpu`. The low rank's gradient, which
+    # `bigla_mixer` makes a part of a packed one, is nothing but those of gates.
+    roundings = 2 + 19 * (fn.name == 'token_mixer' and dtype == torch.float32)
     for i, (a, b, c) in enumerate(zip(got, peer, want, strict=True)):
         assert a.isfinite().all()
         mine, theirs = ((x.double() - c).norm() / c.norm() for x in (a, b))
-        assert mine <= 2 * theirs + 2 * ROUNDING[dtype], (i, mine, theirs)
+        assert mine <= 2 * theirs + roundings * ROUNDING[dtype], (i, mine, theirs)
 
 
 @pytest.mark.parametrize('bias', [True, False], ids=['LayerNorm', 'RMSNorm'])
@@ -133,6 +136,30 @@ def test_a_thousand_launches_of_the_parts(derive):
     for _ in range(1000):
         differ += torch.stack([(a != b).any() for a, b in zip(derive(block, tensors), want)])
     assert not differ.any(), differ
+
+
+@pytest.mark.parametrize('bias', [True, False], ids=['LayerNorm', 'RMSNorm'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+@pytest.mark.parametrize('C, num_heads, act', [(96, 3, False), (192, 3, True), (768, 24, False)])
+def test_first_half(C, num_heads, act, dtype, bias, first_half, derive):
+    """As `check`, in the float32 stream that autocast leaves; twenty times, and compiled: the same bits."""
+    torch.manual_seed(0)
+    tensors = first_half(2, 31, 42, C, num_heads=num_heads, rank=16, bias=bias)
+    tensors = [None if t is None else t.cuda() for t in tensors]
+
+    def run(impl):
+        return lambda *t: (token_mixer(*t, num_heads=num_heads, act=act, inner=dtype, impl=impl),)
+
+    want = derive(run('reference'), [None if t is None else t.double() for t in tensors])
+    got, peer = (derive(run(impl), tensors) for impl in ('triton', 'chunked'))
+    for i, (a, b, c) in enumerate(zip(got, peer, want, strict=True)):
+        mine, theirs = ((t.double() - c).norm() / c.norm() for t in (a, b))
+        assert mine <= 2 * theirs + 2 * ROUNDING[dtype], (i, mine, theirs)
+    for _ in range(20):
+        assert all(a.equal(b) for a, b in zip(derive(run('triton'), tensors), got, strict=True))
+    torch._dynamo.reset()
+    for a, b in zip(derive(torch.compile(run('triton'), fullgraph=True, dynamic=True), tensors), got, strict=True):
+        assert a.equal(b)
 
 
 def test_compile_the_parts(part, derive):
