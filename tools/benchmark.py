@@ -58,7 +58,7 @@ PRESETS = {
         ['configs/mmdet/vigh/mask-rcnn_vigh-gla-tiny_fpn_1x_coco.py', SWIN],
         [SWIN],
         [(800, 1344, 2, 'train')],
-        ['eager', 'compiled'],
+        ['eager', 'compiled', 'compiled-graph'],
     ),
     'resolution': (
         ['vig-gla-tiny', 'vigh-gla-tiny', 'deit-tiny', 'swin-tiny'],

@@ -59,8 +59,9 @@ def main() -> None:
         subject = Subject(args.model, setting, device)
     except SetupError as error:
         sys.exit(f'{error}')
-    kernels = profile(subject, args.compiled, limits, args.steps)
-    times = sample(lambda: subject.step(args.compiled), 0.5, device, subject.reset)
+    mode = 'default' if args.compiled else None
+    kernels = profile(subject, mode, limits, args.steps)
+    times = sample(lambda: subject.step(mode), 0.5, device, subject.reset)
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     total, floor = sum(kernel.ms for kernel in kernels), sum(kernel.floor_ms or 0 for kernel in kernels)

@@ -22,6 +22,7 @@ __all__ = [
     'add_norm',
     'bigla',
     'bigla_mixer',
+    'block',
     'conv_norm',
     'debug',
     'depthwise_conv',
@@ -31,6 +32,8 @@ __all__ = [
     'token_mixer',
 ]
 
+# What a function may be given as None.
+_OPTIONAL = ('norm_bias', 'mlp_norm_bias', 'scale', 'branch_scale')
 _IMPLS = ('triton', 'chunked', 'reference')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _debug = os.environ.get('BIGLA_DEBUG', '0') == '1'
@@ -316,33 +319,16 @@ def token_mixer(
         x, norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight, decay_bias,
         gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
-    given = {name: t for name, t in tensors._asdict().items() if t is not None or name != 'norm_bias'}
+    given = {name: t for name, t in tensors._asdict().items() if t is not None or name not in _OPTIONAL}
     _validate_tensors(given)
     _validate_impl(impl)
     inner = inner or x.dtype
     _validate_dtypes(inner=inner)
-    if x.ndim != 4 or num_heads < 1 or x.shape[-1] < 1 or x.shape[-1] % (2 * num_heads):
-        raise ValueError(
-            f'x must have shape (B, H, W, C), C a multiple of 2 * num_heads = {2 * num_heads}, got {tuple(x.shape)}'
-        )
-    C = x.shape[-1]
-    if low_weight.ndim != 2 or len(low_weight) < 1:
-        raise ValueError(f'low_weight must have shape (R, {C}), got {tuple(low_weight.shape)}')
-    R, V = len(low_weight), C // num_heads
-    _validate_shapes(
-        given, norm_weight=(C,), norm_bias=(C,), conv_weight=(C, 1, 3, 3), qkv_weight=(2 * C, C), gate_weight=(C, C),
-        low_weight=(R, C), decay_weight=(C, R), decay_bias=(C,), gate_bias=(C,), out_norm_weight=(V,),
-        local_norm_weight=(V,), proj_weight=(C, C),
-    )  # fmt: skip
-    if x.numel() == 0:  # empty, and differentiable in all of them
-        return x.to(inner) * sum(t.sum() for t in given.values()).to(inner)
+    _validate_mixer(tensors, given, num_heads)
+    if x.numel() == 0:
+        return _nothing(x, given, inner)
     args = tensors, num_heads, act, eps, head_eps, inner
-    narrow = _no_float64(x, given, inner=inner)
-
-    def unsupported(triton: ModuleType) -> str | None:
-        return narrow(triton) or (f'heads must be at most 256 wide, got {V}' if V > 256 else None)
-
-    chosen = _choose(impl, x, unsupported)
+    chosen = _choose(impl, x, _no_wide_heads(tensors, given, inner, num_heads))
     if chosen == 'chunked':
         return composed.token_mixer(chunked.bigla, *args)
     return _module(chosen).token_mixer(*args)
@@ -491,6 +477,7 @@ def residual_mlp(
     fc1_weight: Tensor,
     fc2_weight: Tensor,
     scale: Tensor | None = None,
+    branch_scale: Tensor | None = None,
     *,
     eps: float = 1e-6,
     inner: torch.dtype | None = None,
@@ -498,7 +485,7 @@ def residual_mlp(
 ) -> Tensor:
     """The second half of a block: a residual sum, :func:`gated_mlp` of its norm, and the sum with that::
 
-        s = x + branch      y = s + scale W2 (SiLU(a) * b)  with [a, b] = W1 norm(s)
+        s = x + branch_scale branch      y = s + scale W2 (SiLU(a) * b)  with [a, b] = W1 norm(s)
 
     ``'triton'`` keeps x and branch alone for the backward. Where inner is no float32, C at most 256, and the tokens are
     12,288 or more, it does all of this in one kernel.
@@ -511,6 +498,7 @@ def residual_mlp(
         fc1_weight: W1 (2 H, C).
         fc2_weight: W2 (C, H).
         scale: (B,), a factor for each sample, such as that of stochastic depth; None: 1. It gets no gradient.
+        branch_scale: The same of the branch.
         eps: Added to the mean square.
         inner: The dtype of what is multiplied, x's when None; ``'reference'`` multiplies in float32 or wider.
         impl: As in :func:`bigla`.
@@ -520,7 +508,7 @@ def residual_mlp(
 
     Raises:
         TypeError: An argument is no tensor, or a dtype is none of these.
-        ValueError: Shapes or devices do not agree, scale requires a gradient, impl is unknown or does not serve the
+        ValueError: Shapes or devices do not agree, a scale requires a gradient, impl is unknown or does not serve the
             arguments.
     """
     tensors = {
@@ -531,8 +519,9 @@ def residual_mlp(
         'fc1_weight': fc1_weight,
         'fc2_weight': fc2_weight,
         'scale': scale,
+        'branch_scale': branch_scale,
     }
-    given = {name: t for name, t in tensors.items() if t is not None or name not in ('norm_bias', 'scale')}
+    given = {name: t for name, t in tensors.items() if t is not None or name not in _OPTIONAL}
     _validate_tensors(given)
     _validate_impl(impl)
     inner = inner or x.dtype
@@ -541,13 +530,96 @@ def residual_mlp(
         raise ValueError(f'x must have shape (B, ..., C) with C of at least 1, got {tuple(x.shape)}')
     _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
     C = x.shape[-1:]
-    _validate_shapes(given, branch=x.shape, norm_weight=C, norm_bias=C, scale=x.shape[:1])
-    if scale is not None and scale.requires_grad:
-        raise ValueError('scale must not require a gradient: it would get none; detach it')
-
+    samples = x.shape[:1]
+    _validate_shapes(given, branch=x.shape, norm_weight=C, norm_bias=C, scale=samples, branch_scale=samples)
+    _validate_scales(scale=scale, branch_scale=branch_scale)
     args = *tensors.values(), eps, inner
     chosen = _choose(impl, x, _no_float64(x, given, inner=inner))
     return _module(chosen).residual_mlp(*args)
+
+
+def block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    conv_weight: Tensor,
+    qkv_weight: Tensor,
+    gate_weight: Tensor,
+    low_weight: Tensor,
+    decay_weight: Tensor,
+    decay_bias: Tensor,
+    gate_bias: Tensor,
+    out_norm_weight: Tensor,
+    local_norm_weight: Tensor,
+    proj_weight: Tensor,
+    mlp_norm_weight: Tensor,
+    mlp_norm_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc2_weight: Tensor,
+    scale: Tensor | None = None,
+    branch_scale: Tensor | None = None,
+    *,
+    num_heads: int,
+    act: bool = False,
+    eps: float = 1e-6,
+    head_eps: float = 1e-6,
+    inner: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """A block of ViG (arXiv 2405.18425, section 3.4), :func:`token_mixer` and :func:`residual_mlp`::
+
+        s = x + branch_scale token_mixer(x)      y = s + scale mlp(norm(s))
+
+    As one operator a host has half to do, and the gradients of x are summed up where the last of them is made.
+
+    Args:
+        x: (B, H, W, C); float16, bfloat16, float32 or float64.
+        norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight, decay_bias, gate_bias,
+            out_norm_weight, local_norm_weight, proj_weight: Of :func:`token_mixer`.
+        mlp_norm_weight, mlp_norm_bias, fc1_weight, fc2_weight, scale, branch_scale: Of :func:`residual_mlp`, there
+            norm_weight and norm_bias without `mlp_`.
+        num_heads, act, head_eps: Of :func:`token_mixer`.
+        eps: Added to the mean square in the norms of x and s.
+        inner: The dtype of what is multiplied, and of the branch, x's when None; ``'reference'`` has float32 or wider.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        y (B, H, W, C), of the wider dtype of x and inner.
+
+    Raises:
+        TypeError: An argument is no tensor, or a dtype is none of these.
+        ValueError: Shapes or devices do not agree, a scale requires a gradient, impl is unknown or does not serve the
+            arguments.
+    """
+    tensors = composed.MixerTensors(
+        x, norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight, decay_bias,
+        gate_bias, out_norm_weight, local_norm_weight, proj_weight,
+    )  # fmt: skip
+    more = {
+        'mlp_norm_weight': mlp_norm_weight,
+        'mlp_norm_bias': mlp_norm_bias,
+        'fc1_weight': fc1_weight,
+        'fc2_weight': fc2_weight,
+        'scale': scale,
+        'branch_scale': branch_scale,
+    }
+    given = {name: t for name, t in (tensors._asdict() | more).items() if t is not None or name not in _OPTIONAL}
+    _validate_tensors(given)
+    _validate_impl(impl)
+    inner = inner or x.dtype
+    _validate_dtypes(inner=inner)
+    _validate_mixer(tensors, given, num_heads)
+    _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
+    C, samples = x.shape[-1:], x.shape[:1]
+    _validate_shapes(given, mlp_norm_weight=C, mlp_norm_bias=C, scale=samples, branch_scale=samples)
+    _validate_scales(scale=scale, branch_scale=branch_scale)
+    if x.numel() == 0:
+        return _nothing(x, given, torch.promote_types(x.dtype, inner))
+    args = tensors, *more.values(), num_heads, act, eps, head_eps, inner
+    chosen = _choose(impl, x, _no_wide_heads(tensors, given, inner, num_heads))
+    if chosen == 'chunked':
+        return composed.block(chunked.bigla, *args)
+    return _module(chosen).block(*args)
 
 
 @contextmanager
@@ -643,6 +715,41 @@ def _validate_depthwise(x: Tensor, weight: Tensor) -> None:
         raise ValueError(f'x must have 4 dimensions (B, H, W, C), got shape {tuple(x.shape)}')
     if weight.shape != (x.shape[-1], 1, 3, 3):
         raise ValueError(f'weight must have shape {(x.shape[-1], 1, 3, 3)}, got {tuple(weight.shape)}')
+
+
+def _validate_mixer(tensors: composed.MixerTensors, given: dict[str, Tensor], num_heads: int) -> None:
+    x, low = tensors.x, tensors.low_weight
+    if x.ndim != 4 or num_heads < 1 or x.shape[-1] < 1 or x.shape[-1] % (2 * num_heads):
+        raise ValueError(
+            f'x must have shape (B, H, W, C), C a multiple of 2 * num_heads = {2 * num_heads}, got {tuple(x.shape)}'
+        )
+    C = x.shape[-1]
+    if low.ndim != 2 or len(low) < 1:
+        raise ValueError(f'low_weight must have shape (R, {C}), got {tuple(low.shape)}')
+    R, V = len(low), C // num_heads
+    _validate_shapes(
+        given, norm_weight=(C,), norm_bias=(C,), conv_weight=(C, 1, 3, 3), qkv_weight=(2 * C, C), gate_weight=(C, C),
+        low_weight=(R, C), decay_weight=(C, R), decay_bias=(C,), gate_bias=(C,), out_norm_weight=(V,),
+        local_norm_weight=(V,), proj_weight=(C, C),
+    )  # fmt: skip
+
+
+def _validate_scales(**scales: Tensor | None) -> None:
+    for name, scale in scales.items():
+        if scale is not None and scale.requires_grad:
+            raise ValueError(f'{name} must not require a gradient: it would get none; detach it')
+
+
+def _nothing(x: Tensor, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Of an empty x: empty, and differentiable in all that is given."""
+    return x.to(dtype) * sum(t.sum() for t in given.values()).to(dtype)
+
+
+def _no_wide_heads(
+    tensors: composed.MixerTensors, given: dict[str, Tensor], inner: torch.dtype, num_heads: int
+) -> Callable[[ModuleType], str | None]:
+    narrow, V = _no_float64(tensors.x, given, inner=inner), tensors.x.shape[-1] // num_heads
+    return lambda triton: narrow(triton) or (f'heads must be at most 256 wide, got {V}' if V > 256 else None)
 
 
 def _validate_mlp(C: int, fc1: Tensor, fc2: Tensor) -> None:

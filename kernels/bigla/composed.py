@@ -124,14 +124,26 @@ def token_mixer(
 
 def residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float, inner: torch.dtype,
+    scale: Tensor | None, branch_scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """`api.residual_mlp` by the norm and the MLP above."""
+    if branch_scale is not None:
+        branch = (branch * by_sample(branch_scale, branch)).to(branch.dtype)
     total, y = add_norm(x, branch, norm_weight, norm_bias, eps, inner)
     z = gated_mlp(y, fc1, fc2)
     if scale is not None:
         z = z * by_sample(scale, z)
     return (total + z).to(total.dtype)
+
+
+def block(
+    bigla: Callable[..., Tensor], t: MixerTensors, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor,
+    fc2: Tensor, scale: Tensor | None, branch_scale: Tensor | None, num_heads: int, act: bool, eps: float,
+    head_eps: float, inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.block` by its halves."""
+    branch = token_mixer(bigla, t, num_heads, act, eps, head_eps, inner)
+    return residual_mlp(t.x, branch, norm_weight, norm_bias, fc1, fc2, scale, branch_scale, eps, inner)
 
 
 def by_sample(scale: Tensor, like: Tensor) -> Tensor:

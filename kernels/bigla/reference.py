@@ -109,12 +109,26 @@ def token_mixer(t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps
 
 def residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float, inner: torch.dtype,
+    scale: Tensor | None, branch_scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """`api.residual_mlp` by its equations, in float32 or wider, `inner` too."""
     wide = torch.promote_types(torch.promote_types(x.dtype, branch.dtype), torch.float32)
-    total, y = add_norm(x.to(wide), branch.to(wide), norm_weight, norm_bias, eps, wide)
+    z = branch.to(wide)
+    if branch_scale is not None:
+        z = z * by_sample(branch_scale, z)
+    total, y = add_norm(x.to(wide), z, norm_weight, norm_bias, eps, wide)
     z = gated_mlp(y, fc1, fc2)
     if scale is not None:
         z = z * by_sample(scale, z)
     return (total + z).to(torch.promote_types(x.dtype, branch.dtype))
+
+
+def block(
+    t: MixerTensors, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None,
+    branch_scale: Tensor | None, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.block` by its equations, in float32 or wider, `inner` too."""
+    wide = torch.promote_types(torch.promote_types(t.x.dtype, inner), torch.float32)
+    branch = token_mixer(t, num_heads, act, eps, head_eps, wide)
+    y = residual_mlp(t.x, branch, norm_weight, norm_bias, fc1, fc2, scale, branch_scale, eps, inner)
+    return y.to(torch.promote_types(t.x.dtype, inner))

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from bigla import api, bigla, chunked, composed
 from mmvig.apis.backbones import BACKBONES
 from mmvig.engine.settings import SetupError
-from mmvig.models.layers import mixer
+from mmvig.models.layers import block
 
 __all__ = ['FORMS', 'FORMULAS', 'Flops', 'Part', 'bigla_flops', 'config_flops', 'count_flops', 'zoo_flops']
 
@@ -126,11 +126,11 @@ def _(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: floa
     return v.new_empty(v.shape)
 
 
-def _mixer(
-    *tensors: Tensor | None, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype
-) -> Tensor:
-    """`token_mixer` by its parts: the counter sees their products, and BiGLA as one operator."""
-    return composed.token_mixer(_operator, composed.MixerTensors(*tensors), num_heads, act, eps, head_eps, inner)
+def _block(x: Tensor, *tensors: Tensor | None, scale: None, branch_scale: None, **options: Any) -> Tensor:
+    """`bigla.block`, without stochastic depth, by its parts: the counter sees their products, and BiGLA as one."""
+    mixer = composed.MixerTensors(x, *tensors[:12])
+    order = 'num_heads', 'act', 'eps', 'head_eps', 'inner'
+    return composed.block(_operator, mixer, *tensors[12:], scale, branch_scale, *(options[name] for name in order))
 
 
 def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrence') -> Flops:
@@ -149,7 +149,7 @@ def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrenc
     torch.backends.mha.set_fastpath_enabled(False)  # operators that the counter does not know
     try:
         with (
-            patch.object(mixer, 'token_mixer', _mixer),
+            patch.object(block, 'bigla_block', _block),
             patch.object(api, '_choose', lambda impl, *_: impl or 'chunked'),  # PyTorch's operators, on a GPU, too
             _attributing(model, counter.get_total_flops, flops),
             sdpa_kernel(SDPBackend.MATH),

@@ -82,24 +82,24 @@ def category(kernel: str, operator: str) -> str:
     return next(name for name, words in CATEGORIES.items() if any(word in names for word in words))
 
 
-def profile(subject: Subject, compiled: bool, limits: Limits, steps: int = 5) -> list[Kernel]:
+def profile(subject: Subject, mode: str | None, limits: Limits, steps: int = 5) -> list[Kernel]:
     """Runs `steps` steps under PyTorch's profiler, after three without it, and returns the longest kernel first.
 
     Args:
         subject: what to run, and where.
-        compiled: with its backbone compiled.
+        mode: of torch.compile, for its backbone; None: as it is.
         limits: of the device, in the subject's precision.
         steps: more give steadier means.
     """
     gpu = subject.device.type == 'cuda'
     for _ in range(3):
         subject.reset()
-        subject.step('default' if compiled else None)
+        subject.step(mode)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profiling(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for _ in range(steps):
             subject.reset()
-            subject.step('default' if compiled else None)
+            subject.step(mode)
         if gpu:
             torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:

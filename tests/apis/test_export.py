@@ -15,7 +15,7 @@ from mmvig.apis.export import (
     worst_difference,
 )
 from mmvig.models import SimpleFPN, ViG, ViGAdapter
-from mmvig.models.layers import BiGLAMixer, LayerNorm
+from mmvig.models.layers import Block, LayerNorm
 from mmvig.models.layers.deformable_attention import DeformableAttention
 
 VIGH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), drop_path_rate=0.1)
@@ -47,26 +47,25 @@ MODELS = dict(
 )
 
 
-class Mixer(torch.nn.Module):
-    """The operator between its projections, on the image itself."""
+class OneBlock(torch.nn.Module):
+    """The operator inside a block, on the image itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mixer = BiGLAMixer(12, 3)
-        self.norm = LayerNorm(12)
+        self.block = Block(12, 3, LayerNorm, 8)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.mixer(image.repeat(1, 4, 1, 1).permute(0, 2, 3, 1), self.norm)
+        return self.block(image.repeat(1, 4, 1, 1).permute(0, 2, 3, 1))
 
 
 def test_the_operator(monkeypatch, tmp_path):
     """From less than a group of chunks to many; the groups are short, for the graph to be small."""
     monkeypatch.setattr('bigla.chunked.MAX_BITS', 2)
     monkeypatch.setattr('bigla.chunked.GROUP', 4)
-    model = Mixer().eval()
-    save_program(export_program(model), tmp_path / 'mixer.pt2')
+    model = OneBlock().eval()
+    save_program(export_program(model), tmp_path / 'block.pt2')
     sizes = [(2, 3), (4, 5), (16, 31), (16, 33)]
-    assert worst_difference(tmp_path / 'mixer.pt2', model, sizes) < 1e-5
+    assert worst_difference(tmp_path / 'block.pt2', model, sizes) < 1e-5
 
 
 @pytest.mark.parametrize('bins', [(1, 1), (2, 5), (3, 3), (6, 6)])
@@ -128,4 +127,4 @@ def test_what_cannot_be_exported():
     with pytest.raises(ExportError, match="this model has none; take 'backbone'"):
         build_exportable(SEGMENTOR, None, 'neck')
     with pytest.raises(ExportError, match='must be of different sides'):
-        export_program(Mixer(), (64, 64))
+        export_program(OneBlock(), (64, 64))

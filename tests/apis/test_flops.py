@@ -18,7 +18,7 @@ import mmvig  # noqa: F401
 from mmvig.apis.flops import FORMULAS, bigla_flops, config_flops, count_flops
 from mmvig.engine.settings import SetupError
 from mmvig.models import ViG, ViGH
-from mmvig.models.layers import mixer
+from mmvig.models.layers import block
 
 ROW = 'B, L, nh, K, V'
 SMALL = dict(embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), drop_path_rate=0.0)
@@ -72,7 +72,7 @@ def test_model_counts_as_it_runs(form):
     assert counts.bigla == sum(bigla_flops(*shape, form) for shape in shapes)
     chunks = sum(bigla_flops(*shape, 'chunked') for shape in shapes)
     assert counts.flops - counts.bigla == counter.get_total_flops() // 2 - chunks
-    assert mixer.token_mixer is bigla.token_mixer and not any('forward' in vars(module) for module in model.modules())
+    assert block.bigla_block is bigla.block and not any('forward' in vars(module) for module in model.modules())
 
 
 def test_meta_counts_as_cpu():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigla import add_norm, bigla, conv_norm, gated_mlp, norm_depthwise_conv, residual_mlp, token_mixer
+from bigla import add_norm, bigla, block, conv_norm, gated_mlp, norm_depthwise_conv, residual_mlp, token_mixer
 
 FEW = 8  # B * L * nh
 NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
@@ -69,7 +69,7 @@ def convolved(C: int, D: int, side: int, H: int, W: int, image: bool = False) ->
 
 
 def half_block_tensors(*shape: int, H: int, bias: bool = False, scale: bool = False) -> list[Tensor | None]:
-    """The tensors of `residual_mlp`."""
+    """The tensors of `residual_mlp`, without those factors that a branch may have."""
     C = shape[-1]
     vectors = torch.randn(C), torch.randn(C) if bias else None
     matrices = torch.randn(2 * H, C) / C**0.5, torch.randn(C, H) / H**0.5
@@ -83,6 +83,15 @@ def first_half_tensors(*shape: int, num_heads: int, rank: int, bias: bool = Fals
     matrices = [torch.randn(rows, C) / C**0.5 for rows in (2 * C, C, rank)]
     ends = torch.randn(C, rank) / rank**0.5, *torch.randn(2, C), *torch.randn(2, C // num_heads)
     return [torch.randn(shape), *vectors, torch.randn(C, 1, 3, 3) / 3, *matrices, *ends, torch.randn(C, C) / C**0.5]
+
+
+def block_tensors(*shape: int, num_heads: int, rank: int, H: int, bias: bool = False) -> list[Tensor | None]:
+    """The tensors of `block` without factors."""
+    halves = (
+        first_half_tensors(*shape, num_heads=num_heads, rank=rank, bias=bias),
+        half_block_tensors(*shape, H=H, bias=bias),
+    )
+    return [*halves[0], *halves[1][2:]]
 
 
 # What the fused functions around the mixer are tested on: the function, its tensors, its options.
@@ -105,6 +114,12 @@ PARTS = {
         lambda: first_half_tensors(1, 5, 3, 42, num_heads=3, rank=5),
         dict(num_heads=3, act=True),
     ),
+    'block': (
+        block,
+        lambda: block_tensors(2, 7, 9, 64, num_heads=2, rank=16, H=48, bias=True),
+        dict(num_heads=2, act=True),
+    ),
+    'odd block': (block, lambda: block_tensors(1, 5, 3, 42, num_heads=3, rank=5, H=11), dict(num_heads=3)),
     'layer conv': (
         norm_depthwise_conv,
         lambda: [torch.randn(2, 7, 9, 40), *torch.randn(2, 40), torch.randn(40, 1, 3, 3) / 3],
@@ -125,6 +140,11 @@ PARTS = {
 @pytest.fixture
 def half_block() -> Callable[..., list[Tensor | None]]:
     return half_block_tensors
+
+
+@pytest.fixture
+def whole_block() -> Callable[..., list[Tensor | None]]:
+    return block_tensors
 
 
 @pytest.fixture

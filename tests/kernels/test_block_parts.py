@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bigla import add_norm, conv_norm, depthwise_conv, gated_mlp, norm_depthwise_conv, residual_mlp
+from bigla import (
+    add_norm,
+    block,
+    conv_norm,
+    depthwise_conv,
+    gated_mlp,
+    norm_depthwise_conv,
+    residual_mlp,
+    token_mixer,
+)
 
 
 def double(tensors):
@@ -17,7 +26,7 @@ def test_forms_agree(part, derive):
     for a, b in zip(derive(fn, double(tensors)), want, strict=True):
         torch.testing.assert_close(a, b)
     for a, b in zip(derive(fn, tensors), want, strict=True):
-        assert a.dtype == torch.float32 and (a - b).norm() <= 2e-6 * b.norm()
+        assert a.dtype == torch.float32 and (a - b).norm() <= 5e-6 * b.norm()
 
 
 @pytest.mark.parametrize('impl', ['chunked', 'reference'])
@@ -61,6 +70,23 @@ def test_half_a_block_is_its_parts(impl, half_block):
     torch.testing.assert_close(got, total + z * scale[:, None, None, None], atol=0.03, rtol=0)
     assert got.dtype == torch.float32 and got[1].equal(total[1])
     assert residual_mlp(x, branch.bfloat16(), *parameters, **options)[1].ne(total[1]).any()
+
+
+@pytest.mark.parametrize('impl', ['chunked', 'reference'])
+def test_a_block_is_its_halves(impl, whole_block):
+    """In bfloat16 inside a float32 stream, with samples that stochastic depth drops, of either branch."""
+    x, *parameters = whole_block(3, 4, 5, 16, num_heads=2, rank=3, H=24, bias=True)
+    scale, branch_scale = torch.tensor([2.0, 0.0, 2.0]), torch.tensor([2.0, 2.0, 0.0])
+    options = dict(inner=torch.bfloat16, impl=impl)
+    branch = token_mixer(x, *parameters[:12], num_heads=2, act=True, eps=1e-3, head_eps=1e-4, **options)
+    want = residual_mlp(x, branch, *parameters[12:], scale, branch_scale, eps=1e-3, **options)
+    same = residual_mlp(x, branch * branch_scale[:, None, None, None], *parameters[12:], scale, eps=1e-3, **options)
+    got = block(x, *parameters, scale, branch_scale, num_heads=2, act=True, eps=1e-3, head_eps=1e-4, **options)
+    assert branch.dtype == torch.bfloat16 and got.dtype == torch.float32
+    torch.testing.assert_close(got, want, atol=0.05, rtol=0)
+    torch.testing.assert_close(want, same, atol=0.05, rtol=0)
+    none = block(x, *parameters, 0 * scale, 0 * branch_scale, num_heads=2, **options)
+    assert none.equal(x) and got[2].ne(x[2]).any() and got[1].ne(x[1]).any()
 
 
 @pytest.mark.parametrize('impl', ['chunked', 'reference'])

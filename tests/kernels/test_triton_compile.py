@@ -20,7 +20,7 @@ from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
-from bigla.triton.mlp import launch_residual_mlp, launch_swiglu  # noqa: E402
+from bigla.triton.mlp import Half, launch_residual_mlp, launch_swiglu  # noqa: E402
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
@@ -238,13 +238,12 @@ def test_block_parts(arch, compiled, tmp_path):
 
     for C, H in ((96, 256), (192, 512)):
         x, y = empty(1000, C), empty(1000, C, dtype=BF16)
-        launch_norm(x, y, empty(C), empty(C), 1e-5, BF16)
-        launch_norm_grad(x, y, x, empty(C), empty(C), 1e-5, torch.float32, BF16)
+        launch_norm(x, y, empty(C), empty(C), 1e-5, BF16, factors=empty(1000))
+        launch_norm_grad(x, y, x, empty(C), empty(C), 1e-5, torch.float32, BF16, branch=y, factors=empty(1000))
         launch_swiglu(y, empty(2 * H, C, dtype=BF16))
         many = empty(9, 2000, C), empty(9, 2000, C, dtype=BF16)
-        launch_residual_mlp(
-            *many, empty(C), empty(C), empty(2 * H, C, dtype=BF16), empty(C, H, dtype=BF16), empty(9), 1e-5
-        )
+        weights = empty(2 * H, C, dtype=BF16), empty(C, H, dtype=BF16)
+        launch_residual_mlp(Half(*many, empty(C), empty(C), *weights, empty(9), empty(9)), 1e-5)
         launch_swiglu(y, empty(2 * H, C, dtype=BF16), y, empty(C, H, dtype=BF16))
     image, vectors = empty(2, 3, 90, 70).permute(0, 2, 3, 1), [empty(96)] * 3
     launch_conv_norm(image, empty(96, 3, 9, 9), *vectors, 8, 1e-5, 'silu', BF16, BF16)

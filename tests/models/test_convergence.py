@@ -9,17 +9,16 @@ import torch.nn.functional as F
 import bigla
 import mmvig  # noqa: F401
 from mmvig.models import ViG
-from mmvig.models.layers import conv_norm, gated_mlp, mixer, norm
+from mmvig.models.layers import block, conv_norm, norm
 
 ARCH = dict(embed_dims=64, depth=2, num_heads=2, act=True, drop_path_rate=0.0)
 
 
 def train(impl: str, device: str, steps: int, monkeypatch, autocast: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of each step, and all parameters at the end, of fitting eight images to random directions."""
-    names = {mixer: ('token_mixer',), norm: ('add_norm',), conv_norm: ('conv_norm',)}
-    for module, functions in (names | {gated_mlp: ('residual_mlp',)}).items():
-        for name in functions:
-            monkeypatch.setattr(module, name, partial(getattr(bigla, name), impl=impl))
+    names = (block, 'bigla_block', bigla.block), (norm, 'add_norm', bigla.add_norm)
+    for module, name, function in (*names, (conv_norm, 'conv_norm', bigla.conv_norm)):
+        monkeypatch.setattr(module, name, partial(function, impl=impl))
     if impl == 'triton':
         monkeypatch.setattr('bigla.triton.mlp.FEWEST', 0)  # the one kernel of half a block, however few the tokens
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from .casts import cast
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad, launch_token_mixer, launch_token_mixer_grad, token_rows
-from .mlp import launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
+from .mlp import Half, launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, Gates, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
@@ -29,6 +29,7 @@ __all__ = [
     'add_norm',
     'bigla',
     'bigla_mixer',
+    'block',
     'conv_norm',
     'depthwise_conv',
     'gated_mlp',
@@ -144,19 +145,36 @@ def gated_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
 
 def residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float, inner: torch.dtype,
+    scale: Tensor | None, branch_scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """`api.residual_mlp` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
-    return _residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner)
+    return _residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, branch_scale, eps, inner)
+
+
+def block(
+    t: MixerTensors, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None,
+    branch_scale: Tensor | None, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """`api.block` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
+    tensors = *t, norm_weight, norm_bias, fc1, fc2
+    return _block(
+        *tensors, scale, branch_scale, num_heads, act, eps, head_eps, inner, *_chunks(t, num_heads, inner, tensors)
+    )
 
 
 def token_mixer(t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype) -> Tensor:
     """`api.token_mixer` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in t if x is not None)
+    return _token_mixer(*t, num_heads, act, eps, head_eps, inner, *_chunks(t, num_heads, inner, t))
+
+
+def _chunks(
+    t: MixerTensors, num_heads: int, inner: torch.dtype, tensors: tuple[Tensor | None, ...]
+) -> tuple[int, bool, bool]:
+    """Tokens a chunk, whether there is but one, and whether something is to be kept for the gradients of `tensors`."""
     L = t.x.shape[1] * t.x.shape[2]
     C = chunk_size(L, t.x.shape[-1] // (2 * num_heads), inner)
     one = isinstance(L, int) and L <= C
-    return _token_mixer(*t, num_heads, act, eps, head_eps, inner, C, one, keep)
+    return C, one, torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
 
 
 def _differentiable(
@@ -363,7 +381,8 @@ def _run_token_mixer(
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        return launch_token_mixer(t, num_heads, act, eps, head_eps, inner, C, one, keep)
+        weights = cast(inner, t.packed, [proj_weight])
+        return launch_token_mixer(t, *weights, num_heads, act, eps, head_eps, C, one, keep)
 
 
 def _fake_token_mixer(
@@ -394,8 +413,9 @@ def _run_token_mixer_backward(
     )  # fmt: skip
     local, projected, y, *saved = (kept.contiguous() for kept in (local, projected, y, o, state, total, hard))
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        weights = cast(inner, t.packed, [proj_weight])
         grads = launch_token_mixer_grad(
-            dbranch.contiguous(), t, local, projected, y, saved, num_heads, act, eps, head_eps, inner, C, one
+            dbranch.contiguous(), None, t, *weights, local, projected, y, saved, num_heads, act, eps, head_eps, C, one
         )
     return tuple(g.to(norm_weight.dtype if like is None else like.dtype) for g, like in zip(grads, t, strict=True))
 
@@ -558,44 +578,108 @@ def _fake_gated_mlp_backward(dy, x, fc1, fc2):
 
 def _run_residual_mlp(
     x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float, inner: torch.dtype,
+    scale: Tensor | None, branch_scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        return launch_residual_mlp(*_dense(inner, x, branch, norm_weight, norm_bias, fc1, fc2, scale), eps)
+        weights = cast(inner, [fc1], [fc2])
+        return launch_residual_mlp(_half(x, branch, norm_weight, norm_bias, *weights, scale, branch_scale), eps)
 
 
-def _fake_residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner):
+def _fake_residual_mlp(x, branch, norm_weight, norm_bias, fc1, fc2, scale, branch_scale, eps, inner):
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
 
 
 def _run_residual_mlp_backward(
     dy: Tensor, x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float, inner: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tensors = _dense(inner, x, branch, norm_weight, norm_bias, fc1, fc2, scale)
+    scale: Tensor | None, branch_scale: Tensor | None, eps: float, inner: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        dx, dbranch, *grads = launch_residual_mlp_grad(dy.contiguous(), *tensors, eps)
+        weights = cast(inner, [fc1], [fc2])
+        half = _half(x, branch, norm_weight, norm_bias, *weights, scale, branch_scale)
+        dx, dbranch, *grads = launch_residual_mlp_grad(dy.contiguous(), half, eps)
     parameters = norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2
     grads = (g.to(parameter.dtype) for g, parameter in zip(grads, parameters, strict=True))
-    return dx, dbranch, *grads, dx.new_empty(0)  # of the scale there is none
+    return dx, dbranch, *grads, dx.new_empty(0), dx.new_empty(0)  # of the factors there is none
 
 
-def _fake_residual_mlp_backward(dy, x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps, inner):
+def _fake_residual_mlp_backward(dy, x, branch, norm_weight, norm_bias, fc1, fc2, *_):
     bias = norm_weight if norm_bias is None else norm_bias
     grads = (tensor.new_empty(tensor.shape) for tensor in (x, branch, norm_weight, bias, fc1, fc2))
-    return *grads, x.new_empty(0)
+    return *grads, x.new_empty(0), x.new_empty(0)
 
 
-def _dense(inner: torch.dtype, x, branch, norm_weight, norm_bias, fc1, fc2, scale) -> tuple[Tensor | None, ...]:
-    """The arguments of the residual MLP as its launchers take them."""
+def _half(x, branch, norm_weight, norm_bias, fc1, fc2, scale, branch_scale) -> Half:
+    """The tensors of a residual MLP as its launchers take them; W1 and W2 are."""
     vectors = (None if v is None else v.contiguous() for v in (norm_weight, norm_bias))
-    return (
-        x.contiguous(),
-        branch.contiguous(),
-        *vectors,
-        *cast(inner, [fc1], [fc2]),
-        None if scale is None else scale.contiguous(),
+    factors = (None if v is None else v.contiguous() for v in (scale, branch_scale))
+    return Half(x.contiguous(), branch.contiguous(), *vectors, fc1, fc2, *factors)
+
+
+def _run_block(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, conv_weight: Tensor, qkv_weight: Tensor,
+    gate_weight: Tensor, low_weight: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
+    out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, mlp_norm_weight: Tensor,
+    mlp_norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None, branch_scale: Tensor | None,
+    num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    t = MixerTensors(
+        x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
+        decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
+    )  # fmt: skip
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        packed, proj, *weights = cast(inner, t.packed, [proj_weight], [fc1], [fc2])
+        branch, *kept = launch_token_mixer(t, packed, proj, num_heads, act, eps, head_eps, C, one, keep)
+        y = launch_residual_mlp(_half(t.x, branch, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale), eps)
+    return y, branch if keep else branch.new_empty(0), *kept
+
+
+def _fake_block(
+    x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, mw, mb, fc1, fc2, scale, branch_scale, num_heads, act, eps,
+    head_eps, inner, C, one, keep,
+):  # fmt: skip
+    branch, *kept = _fake_token_mixer(
+        x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, num_heads, act, eps, head_eps, inner, C, one, keep
     )
+    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, inner))
+    return y, branch if keep else branch.new_empty(0), *kept
+
+
+def _run_block_backward(
+    dy: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, conv_weight: Tensor, qkv_weight: Tensor,
+    gate_weight: Tensor, low_weight: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
+    out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, mlp_norm_weight: Tensor,
+    mlp_norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None, branch_scale: Tensor | None,
+    branch: Tensor, local: Tensor, projected: Tensor, z: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor,
+    num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+    Tensor, Tensor, Tensor, Tensor, Tensor
+]:  # fmt: skip
+    if not keep:
+        raise RuntimeError(NOT_KEPT.format('block'))
+    t = MixerTensors(
+        x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
+        decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
+    )  # fmt: skip
+    local, projected, z, *saved = (kept.contiguous() for kept in (local, projected, z, o, state, total, hard))
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        packed, proj, *weights = cast(inner, t.packed, [proj_weight], [fc1], [fc2])
+        half = _half(t.x, branch, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale)
+        dx, dbranch, *of_mlp = launch_residual_mlp_grad(dy.contiguous(), half, eps)
+        grads = launch_token_mixer_grad(
+            dbranch, dx, t, packed, proj, local, projected, z, saved, num_heads, act, eps, head_eps, C, one
+        )
+    like = *t, mlp_norm_weight, mlp_norm_bias, fc1, fc2
+    grads = (g.to(norm_weight.dtype if p is None else p.dtype) for g, p in zip((*grads, *of_mlp), like, strict=True))
+    return *grads, dx.new_empty(0), dx.new_empty(0)  # of the factors there is none
+
+
+def _fake_block_backward(
+    dy, x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, mw, mb, fc1, fc2, *_
+):  # fmt: skip
+    nb, mb = nw if nb is None else nb, mw if mb is None else mb
+    tensors = x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, mw, mb, fc1, fc2
+    return *(t.new_empty(t.shape) for t in tensors), x.new_empty(0), x.new_empty(0)
 
 
 _bigla = _differentiable(_run_bigla, _fake_bigla, _run_bigla_backward, _fake_bigla_backward)
@@ -623,3 +707,4 @@ _gated_mlp = _differentiable(_run_gated_mlp, _fake_gated_mlp, _run_gated_mlp_bac
 _residual_mlp = _differentiable(
     _run_residual_mlp, _fake_residual_mlp, _run_residual_mlp_backward, _fake_residual_mlp_backward
 )
+_block = _differentiable(_run_block, _fake_block, _run_block_backward, _fake_block_backward)

@@ -5,13 +5,14 @@ straight into one packed tensor, which the projection's backward reads as it is.
 BiGLA keeps; gate logits, norms and gates are computed again.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..composed import MixerTensors
 from .backward import launch_backward
-from .casts import cast
 from .conv import launch_conv, launch_conv_grad
 from .forward import launch_forward
 from .merge import Merge, launch_merge_grad
@@ -80,14 +81,15 @@ def launch_mixer_grad(
 
 
 def launch_token_mixer(
-    t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool,
-    keep: bool,
+    t: MixerTensors, packed: Tensor, proj: Tensor, num_heads: int, act: bool, eps: float, head_eps: float, C: int,
+    one: bool, keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The branch (B, H, W, dims) of `inner`, and for the backward, if it is to be kept, what was convolved, its packed
-    projection and the gated output, all (B, L, ..), and what `launch_mixer` returns besides the latter.
+    """The branch (B, H, W, dims), and for the backward, if it is to be kept, what was convolved, its packed projection
+    and the gated output, all (B, L, ..), and what `launch_mixer` returns besides the latter.
+
+    `packed` and `proj` are the weights of both products, dense and of the dtype of all these.
     """
-    packed, proj = cast(inner, t.packed, [t.proj_weight])
-    n = launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, inner)[1]
+    n = launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, proj.dtype)[1]
     local = launch_conv(n, t.conv_weight.contiguous(), act).flatten(1, 2)
     projected = F.linear(local, packed)
     y, *saved = launch_mixer(projected, local, *t.of_heads, num_heads, head_eps, act, C, one, keep)
@@ -97,12 +99,14 @@ def launch_token_mixer(
 
 
 def launch_token_mixer_grad(
-    dbranch: Tensor, t: MixerTensors, local: Tensor, projected: Tensor, y: Tensor, saved: tuple[Tensor, ...],
-    num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool,
+    dbranch: Tensor, dx: Tensor | None, t: MixerTensors, packed: Tensor, proj: Tensor, local: Tensor, projected: Tensor,
+    y: Tensor, saved: Sequence[Tensor], num_heads: int, act: bool, eps: float, head_eps: float, C: int, one: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of all of `t`; those of the parameters in float32, but the convolution's. `saved` is what follows y."""
+    """Gradients of all of `t`, that of x added to `dx`; those of the parameters in float32, but the convolution's.
+
+    `saved` is what followed y.
+    """
     dims = t.x.shape[-1]
-    packed, proj = cast(inner, t.packed, [t.proj_weight])
     dbranch = dbranch.view(-1, dims)
     dy = (dbranch @ proj).view(y.shape)
     dproj = product(dbranch.t(), y.flatten(0, 1))
@@ -112,7 +116,7 @@ def launch_token_mixer_grad(
     dprojected = dprojected.flatten(0, 1)
     dlocal.flatten(0, 1).addmm_(dprojected, packed)
     dpacked = product(dprojected.t(), local.flatten(0, 1)).split([len(weight) for weight in t.packed])
-    n = launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, inner)[1]
+    n = launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, proj.dtype)[1]
     dn, dtaps = launch_conv_grad(dlocal.view(t.x.shape), n, t.conv_weight.contiguous(), act)
-    dx, _, dweight, dbias = launch_norm_grad(None, dn, t.x, t.norm_weight, t.norm_bias, eps, t.x.dtype, None)
+    dx, _, dweight, dbias = launch_norm_grad(dx, dn, t.x, t.norm_weight, t.norm_bias, eps, t.x.dtype, None)
     return dx, dweight, dbias, dtaps, *dpacked, *of_heads, dproj

@@ -8,7 +8,7 @@ The backward computes a and b again, in one kernel with du: of all that is wider
 channels of a tile of tokens fit into a program's registers, the sum and the norm before the network and the sum behind
 it are part of it, and not even u is written::
 
-    s = x + branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
+    s = x + f branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
 """
 
 from typing import NamedTuple
@@ -125,19 +125,28 @@ def launch_swiglu(x: Tensor, fc1: Tensor, dy: Tensor | None = None, fc2: Tensor 
 
 
 @triton.jit
-def load_sum(x, branch, at, inside):
-    return tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + tl.load(branch + at, mask=inside, other=0.0)
+def load_sum(x, branch, at, inside, factor, FACTORS: tl.constexpr):
+    z = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+    if FACTORS:
+        z = z * factor
+    return tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + z
+
+
+@triton.jit
+def load_factor(factors, n, M, L):
+    """That of the sample of each row n.  (BM, 1)"""
+    return tl.load(factors + n // L, mask=n < M, other=0.0).to(tl.float32)[:, None]
 
 
 @kernel(do_not_specialize=('M', 'L'))
 def residual_mlp_kernel(
-    x, branch, norm_weight, norm_bias, fc1, fc2, scale, y, M, L, H, eps,
+    x, branch, norm_weight, norm_bias, fc1, fc2, scale, factors, y, M, L, H, eps,
     C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr,
-    CENTER: tl.constexpr, SCALED: tl.constexpr,
+    CENTER: tl.constexpr, SCALED: tl.constexpr, FACTORS: tl.constexpr,
 ):  # fmt: skip
     """y (M, C): the channels of BM tokens stay, those of u pass by. C1 + C2 >= C, since a tile's width is a power of 2.
 
-    `scale` has an entry for L tokens each.
+    `scale` and `factors` have an entry for L tokens each.
     """
     first = tl.program_id(0) * BM
     x += first.to(tl.int64) * C
@@ -150,8 +159,9 @@ def residual_mlp_kernel(
     at_s2 = m[:, None] * C + c2[None, :]
     inside1 = (m < M - first)[:, None] & (c1 < C)[None, :]
     inside2 = (m < M - first)[:, None] & (c2 < C)[None, :]
-    s1 = load_sum(x, branch, at_s1, inside1)
-    s2 = load_sum(x, branch, at_s2, inside2)
+    f = load_factor(factors, first + m, M, L) if FACTORS else 1.0
+    s1 = load_sum(x, branch, at_s1, inside1, f, FACTORS)
+    s2 = load_sum(x, branch, at_s2, inside2, f, FACTORS)
     # The sums are what the second product adds to. Zeros would be written to registers of products under way, as ptxas
     # sees it, and it would let no two of Hopper's products run at a time.
     acc1 = s1
@@ -169,7 +179,7 @@ def residual_mlp_kernel(
     n1 = s1.to(fc1.dtype.element_ty)
     n2 = s2.to(fc1.dtype.element_ty)
     if SCALED:
-        factor = tl.load(scale + (first + m) // L, mask=m < M - first, other=0.0).to(tl.float32)[:, None]
+        factor = load_factor(scale, first + m, M, L)
     h = tl.arange(0, BH)
     j = pair_columns(BH)
     row = j + tl.arange(0, 2 * BH) % 2 * H
@@ -204,48 +214,55 @@ def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Te
     return dh @ fc1, product(dh.t(), x), product(dy.t(), u)
 
 
-def launch_residual_mlp(
-    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float,
-) -> Tensor:  # fmt: skip
-    """y (B, .., C), of the wider dtype of x and branch; all contiguous, scale (B,), fc1 and fc2 of one dtype.
+class Half(NamedTuple):
+    """The tensors of a residual MLP: dense ones, W1 and W2 of one dtype."""
+
+    x: Tensor  # (B, .., C)
+    branch: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor | None
+    fc1: Tensor
+    fc2: Tensor
+    scale: Tensor | None  # (B,)
+    factors: Tensor | None  # (B,), of the branch
+
+
+def launch_residual_mlp(t: Half, eps: float) -> Tensor:
+    """y (B, .., C), of the wider dtype of x and branch.
 
     By one kernel; in float32, with fewer than `FEWEST` tokens or more than `WIDEST` channels by those of its parts.
     """
-    C, H = fc2.shape
-    M = x.numel() // C
-    if M == 0 or M < FEWEST or C > WIDEST or fc1.dtype == torch.float32:
-        return _launch_apart(x, branch, norm_weight, norm_bias, fc1, fc2, scale, eps)
-    y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    C, H = t.fc2.shape
+    M = t.x.numel() // C
+    if M == 0 or M < FEWEST or C > WIDEST or t.fc1.dtype == torch.float32:
+        return _launch_apart(t, eps)
+    y = torch.empty_like(t.x, dtype=torch.promote_types(t.x.dtype, t.branch.dtype))
     C1 = max(16, block(C) // 2)
     tile = (TILES if capability() in (90, 100, 103) else SMALL_TILES)[max(64, block(C))]
+    norm_bias, scale, factors = (t.norm_weight if v is None else v for v in (t.norm_bias, t.scale, t.factors))
     residual_mlp_kernel[ceil_div(M, tile.BM),](
-        x, branch, norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2,
-        x if scale is None else scale, y, M, M // x.shape[0], H, eps,
-        C=C, C1=C1, C2=block(C - C1), CENTER=norm_bias is not None, SCALED=scale is not None, **tile._asdict(),
+        t.x, t.branch, t.norm_weight, norm_bias, t.fc1, t.fc2, scale, factors, y, M, M // t.x.shape[0], H, eps,
+        C=C, C1=C1, C2=block(C - C1), CENTER=t.norm_bias is not None, SCALED=t.scale is not None,
+        FACTORS=t.factors is not None, **tile._asdict(),
     )  # fmt: skip
     return y
 
 
-def _launch_apart(
-    x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float,
-) -> Tensor:  # fmt: skip
+def _launch_apart(t: Half, eps: float) -> Tensor:
     """`launch_residual_mlp` by the kernels of its parts."""
-    total, n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype)
-    u, _ = launch_swiglu(n.view(-1, fc2.shape[0]), fc1)
-    return add_product(total, u, fc2.t(), scale)
+    total, n = launch_norm(t.x, t.branch, t.norm_weight, t.norm_bias, eps, t.fc1.dtype, factors=t.factors)
+    u, _ = launch_swiglu(n.view(-1, t.fc2.shape[0]), t.fc1)
+    return add_product(total, u, t.fc2.t(), t.scale)
 
 
-def launch_residual_mlp_grad(
-    dy: Tensor, x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
-    scale: Tensor | None, eps: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def launch_residual_mlp_grad(dy: Tensor, t: Half, eps: float) -> tuple[Tensor, ...]:
     """Gradients of x, branch, and in float32 of the norm's weight and bias, W1 and W2."""
-    n = launch_norm(x, branch, norm_weight, norm_bias, eps, fc1.dtype, keep=False)[1]
-    dz = scaled(dy, scale, fc1.dtype)
-    dn, dfc1, dfc2 = launch_mlp_grad(dz.view(-1, fc2.shape[0]), n.view(-1, fc2.shape[0]), fc1, fc2)
+    C, dtype = t.fc2.shape[0], t.fc1.dtype
+    n = launch_norm(t.x, t.branch, t.norm_weight, t.norm_bias, eps, dtype, keep=False, factors=t.factors)[1]
+    dz = scaled(dy, t.scale, dtype)
+    dn, dfc1, dfc2 = launch_mlp_grad(dz.view(-1, C), n.view(-1, C), t.fc1, t.fc2)
     dx, dbranch, dw, db = launch_norm_grad(
-        dy, dn.view(dy.shape), x, norm_weight, norm_bias, eps, x.dtype, branch.dtype, branch=branch
-    )
+        dy, dn.view(dy.shape), t.x, t.norm_weight, t.norm_bias, eps, t.x.dtype, t.branch.dtype, branch=t.branch,
+        factors=t.factors,
+    )  # fmt: skip
     return dx, dbranch, dw, db, dfc1, dfc2

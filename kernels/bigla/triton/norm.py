@@ -1,11 +1,12 @@
 """The residual sum and the norm that follows it, row by row in one pass, in Triton.
 
-Per row, with s = x + branch, m = mean s (0 in an RMSNorm), u = s - m and r = (mean u^2 + eps)^-1/2::
+Per row, with s = x + f branch, where f is a factor of the sample or 1, m = mean s (0 in an RMSNorm), u = s - m and
+r = (mean u^2 + eps)^-1/2::
 
     z = w u r + b      y = SiLU(z), GELU(z) or z      dz = dy y'(z)
     ds += r (w dz - [mean(w dz)] - u r mean(w dz u r))      dw = sum dz u r      db = sum dz
 
-with the bracket in a LayerNorm alone; dx = dbranch = ds. Means, r and z are computed again in the backward.
+with the bracket in a LayerNorm alone; dx = ds, dbranch = f ds. Means, r and z are computed again in the backward.
 """
 
 import torch
@@ -33,11 +34,20 @@ def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
     return s * r, r
 
 
-@kernel(do_not_specialize=('N',))
+@triton.jit
+def load_branch(branch, factors, at, n, inside, N, L, SCALED: tl.constexpr):
+    """Rows n of f branch; `factors` has an f for L rows each."""
+    z = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        z = z * tl.load(factors + n // L, mask=n < N, other=0.0).to(tl.float32)[:, None]
+    return z
+
+
+@kernel(do_not_specialize=('N', 'L'))
 def norm_kernel(
-    x, branch, weight, bias, total, y, N, eps,
+    x, branch, factors, weight, bias, total, y, N, L, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr,
-    ADD: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
+    ADD: tl.constexpr, SCALED: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """y, of the sum with ADD, which KEEP writes too."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -46,7 +56,7 @@ def norm_kernel(
     at = n.to(tl.int64)[:, None] * C + c[None, :]
     s = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        s = s + tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+        s = s + load_branch(branch, factors, at, n, inside, N, L, SCALED)
     if KEEP:
         s = s.to(total.dtype.element_ty)
         tl.store(total + at, s, mask=inside)
@@ -58,13 +68,14 @@ def norm_kernel(
     tl.store(y + at, activate(s, ACT).to(y.dtype.element_ty), mask=inside)
 
 
-@kernel(do_not_specialize=('N',))
+@kernel(do_not_specialize=('N', 'L'))
 def norm_grad_kernel(
-    dtotal, dy, total, branch, weight, bias, dx, dbranch, parts, N, eps,
+    dtotal, dy, total, branch, factors, weight, bias, dx, dbranch, parts, N, L, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr,
-    ADD: tl.constexpr, SUM: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
+    ADD: tl.constexpr, SUM: tl.constexpr, SCALED: tl.constexpr, BRANCH: tl.constexpr, CENTER: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
-    """dx, with ADD dbranch too, and this program's sums of dw and db over WALK tiles of rows.
+    """dx, with `dtotal` in it if ADD, with BRANCH dbranch too, and this program's sums of dw and db over WALK tiles.
 
     SUM: `total` lacks the branch.
     """
@@ -78,7 +89,7 @@ def norm_grad_kernel(
         at = n.to(tl.int64)[:, None] * C + c[None, :]
         s = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
         if SUM:
-            s = s + tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+            s = s + load_branch(branch, factors, at, n, inside, N, L, SCALED)
         u, r = standardize(s, inside, C, eps, CENTER)
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         if ACT != '':
@@ -96,8 +107,11 @@ def norm_grad_kernel(
         d = d * r
         if ADD:
             d = d + tl.load(dtotal + at, mask=inside, other=0.0).to(tl.float32)
-            tl.store(dbranch + at, d.to(dbranch.dtype.element_ty), mask=inside)
         tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
+        if BRANCH:
+            if SCALED:
+                d = d * tl.load(factors + n // L, mask=n < N, other=0.0).to(tl.float32)[:, None]
+            tl.store(dbranch + at, d.to(dbranch.dtype.element_ty), mask=inside)
     at_part = parts + tl.program_id(0).to(tl.int64) * (2 * C) + c
     tl.store(at_part, tl.sum(dw, 0), mask=c < C)
     tl.store(at_part + C, tl.sum(db, 0), mask=c < C)
@@ -108,13 +122,18 @@ def tiles(C: int, elements: int, warps: int) -> dict[str, int]:
     return dict(C=C, BC=BC, ROWS=max(1, elements // BC), num_warps=8 if elements < BC else warps)
 
 
+def rows_a_sample(x: Tensor) -> int:
+    return x.numel() // (x.shape[0] * x.shape[-1])
+
+
 def launch_norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
-    act: str = '', keep: bool = True,
+    act: str = '', keep: bool = True, factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum, of the wider dtype of x and branch, and y of `dtype`.
 
-    The sum is x itself where there is no branch, or where it is not to be kept.
+    The sum is x itself where there is no branch, or where it is not to be kept. `factors` (B,), dense, are those of the
+    branch (B, ..., C).
     """
     center = bias is not None
     C = x.shape[-1]
@@ -126,8 +145,9 @@ def launch_norm(
     tile = tiles(C, TILE, WARPS)
     if N:
         norm_kernel[ceil_div(N, tile['ROWS']),](
-            x, x if branch is None else branch, weight, bias, total, y, N, eps,
-            ADD=branch is not None, KEEP=keep, CENTER=center, ACT=act, **tile,
+            x, x if branch is None else branch, weight if factors is None else factors, weight, bias, total, y,
+            N, rows_a_sample(x), eps,
+            ADD=branch is not None, SCALED=factors is not None, KEEP=keep, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return total, y
 
@@ -135,25 +155,29 @@ def launch_norm(
 def launch_norm_grad(
     dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
     x_dtype: torch.dtype, branch_dtype: torch.dtype | None, act: str = '', branch: Tensor | None = None,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, dbranch (dx itself where there is none), and dw and db (C) in float32.
+    """dx, dbranch (dx itself where it would be the same), and dw and db (C) in float32.
 
     Args:
         branch: what `total` lacks of the sum; None: nothing.
+        factors: Of the branch, as `launch_norm` got them.
     """
     C = total.shape[-1]
     N = total.numel() // C
     center = bias is not None
     weight, bias = weight.contiguous(), weight if bias is None else bias.contiguous()
     dx = torch.empty_like(total, dtype=x_dtype)
-    dbranch = dx if branch_dtype in (None, x_dtype) else torch.empty_like(total, dtype=branch_dtype)
+    same = branch_dtype is None or (branch_dtype == x_dtype and factors is None)
+    dbranch = dx if same else torch.empty_like(total, dtype=branch_dtype)
     tile = tiles(C, GRAD_TILE, GRAD_WARPS)
     programs = ceil_div(N, tile['ROWS'] * WALK)
     parts = total.new_empty(programs, 2 * C, dtype=torch.float32)
     if N:
         norm_grad_kernel[programs,](
-            dy if dtotal is None else dtotal, dy, total, total if branch is None else branch, weight, bias, dx, dbranch,
-            parts, N, eps, WALK=WALK, AHEAD=AHEAD, ADD=dtotal is not None, SUM=branch is not None, CENTER=center,
-            ACT=act, **tile,
+            dy if dtotal is None else dtotal, dy, total, total if branch is None else branch,
+            weight if factors is None else factors, weight, bias, dx, dbranch, parts, N, rows_a_sample(total), eps,
+            WALK=WALK, AHEAD=AHEAD, ADD=dtotal is not None, SUM=branch is not None, SCALED=factors is not None,
+            BRANCH=not same, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return dx, dbranch, *sum_rows(parts, 2)

@@ -6,16 +6,19 @@ import torch.nn as nn
 from torch import Tensor
 from torchvision.ops import StochasticDepth
 
+from bigla import block as bigla_block
+
 from .gated_mlp import GatedMLP
 from .mixer import BiGLAMixer
 from .norm import LayerNorm, RMSNorm
+from .precision import autocast_dtype
 
 
 class Block(nn.Module):
     """x <- x + mixer(norm(x)), then x <- x + mlp(norm(x)) (paper section 3.4).
 
-    The norms, and the convolution and linear layers inside mixer and mlp, hold parameters for fused functions: what is
-    put in their place, or hooked to them, is not called.
+    All of it is one function of `bigla`, and the modules inside hold its parameters: what is put in their place, or
+    hooked to them, is not called.
 
     Args:
         dims: channels C.
@@ -44,6 +47,34 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        branch = self.drop_path(self.mixer(x, self.norm1))
-        dropped = self.drop_path(x.new_ones(x.shape[0])) if self.training and self.drop_path.p > 0 else None  # (B,)
-        return self.mlp(x, branch, self.norm2, dropped)
+        mixer, mlp = self.mixer, self.mlp
+        return bigla_block(
+            x,
+            self.norm1.weight,
+            self.norm1.bias,
+            mixer.conv.weight,
+            mixer.qkv.weight,
+            mixer.gate.weight,
+            mixer.decay[0].weight,
+            mixer.decay[1].weight,
+            mixer.decay[1].bias,
+            mixer.gate.bias,
+            mixer.norm.weight,
+            mixer.local_norm.weight,
+            mixer.proj.weight,
+            self.norm2.weight,
+            self.norm2.bias,
+            mlp.fc1.weight,
+            mlp.fc2.weight,
+            branch_scale=self.depth_factors(x),
+            scale=self.depth_factors(x),
+            num_heads=mixer.num_heads,
+            act=mixer.act,
+            eps=self.norm1.eps,
+            head_eps=mixer.norm.eps,
+            inner=autocast_dtype(x),
+        )
+
+    def depth_factors(self, x: Tensor) -> Tensor | None:
+        """What stochastic depth multiplies a branch by, a factor for each sample (B,): 0, or 1 / (1 - its chance)."""
+        return self.drop_path(x.new_ones(x.shape[0])) if self.training and self.drop_path.p > 0 else None

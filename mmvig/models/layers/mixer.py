@@ -1,25 +1,20 @@
 """The token mixer: bidirectional gated linear attention with 2D gating locality injection (paper section 3)."""
 
 import torch.nn as nn
-from torch import Tensor
-
-from bigla import token_mixer
-
-from .norm import LayerNorm, RMSNorm
-from .precision import autocast_dtype
 
 GATE_RANK = 16  # width of the low-rank projection that the gate logits come from
 
 
 class BiGLAMixer(nn.Module):
-    """Mixes the tokens of a grid in linear time; a depthwise 3x3 convolution supplies the locality.
+    """The parameters of what mixes the tokens of a grid in linear time; a depthwise 3x3 convolution supplies locality.
 
     With `l = conv(norm(x))` as tokens, per head:
 
         q, k, v = Wqkv l        g_fwd, g_bwd = logsigmoid(Wb Wa l + b) / 16
         y = o G + norm(l) (1 - G)   where  o = norm(BiGLA(q, k, v, g_fwd, g_bwd)),  G = sigmoid(Wg l + c)
 
-    and the output is `Wo y`. Heads own contiguous channels; keys are half as wide as values.
+    and the output is `Wo y`: `bigla.token_mixer`, a part of `Block`'s one function. Heads own contiguous channels; keys
+    are half as wide as values.
 
     Args:
         dims: channels C of input and output, a multiple of `2 * num_heads`.
@@ -38,26 +33,3 @@ class BiGLAMixer(nn.Module):
         self.norm = nn.RMSNorm(dims // num_heads, eps=1e-6)
         self.local_norm = nn.RMSNorm(dims // num_heads, eps=1e-6)
         self.proj = nn.Linear(dims, dims, bias=False)
-
-    def forward(self, x: Tensor, norm: LayerNorm | RMSNorm) -> Tensor:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
-        return token_mixer(
-            x,
-            norm.weight,
-            norm.bias,
-            self.conv.weight,
-            self.qkv.weight,
-            self.gate.weight,
-            self.decay[0].weight,
-            self.decay[1].weight,
-            self.decay[1].bias,
-            self.gate.bias,
-            self.norm.weight,
-            self.local_norm.weight,
-            self.proj.weight,
-            num_heads=self.num_heads,
-            act=self.act,
-            eps=norm.eps,
-            head_eps=self.norm.eps,
-            inner=autocast_dtype(x),
-        )
