@@ -28,11 +28,11 @@ class Row:
     """One measured setting of one model; what was not measured is None.
 
     `p20`, `p50` and `p80` are milliseconds, `peak_mb` the memory in MB (1e6 bytes) that a step takes at its peak beyond
-    what was held before it (weights and input), gradients included. `gflops` are of the whole batch, a multiply-add as
-    one; a training step counts as three forward passes. `share` is the part of the `limit` nearest to being reached:
-    'compute', those FLOPs at the rate of a matrix product, or 'bandwidth', the tensors that products, convolutions,
-    attention and scans read and write at the rate of a copy; both rates, `matmul_tflops` (two operations a
-    multiply-add) and `copy_gbs`, were measured in the same run.
+    what was held before it (weights and input), gradients included; None where torch.compile's graphs hold it between
+    steps. `gflops` are of the whole batch, a multiply-add as one; a training step counts as three forward passes.
+    `share` is the part of the `limit` nearest to being reached: 'compute', those FLOPs at the rate of a matrix product,
+    or 'bandwidth', the tensors that products, convolutions, attention and scans read and write at the rate of a copy;
+    both rates, `matmul_tflops` (two operations a multiply-add) and `copy_gbs`, were measured in the same run.
 
     `best` marks a model's fastest launch in a setting, `speed` is the time of the fastest of all baselines / this one,
     and `memory` this peak / that of the fastest of all baselines.
@@ -286,7 +286,8 @@ class _Measuring:
                 step()
             subject.reset()
             taking = self._captured if self._captures(launch) else lambda step: (step(), step)[1]
-            self.steps[launch] = self._with_peak(taking, step)
+            step, peak = self._with_peak(taking, step)
+            self.steps[launch] = step, None if graphs else peak  # torch.compile's graphs keep theirs between steps
         step, result['peak'] = self.steps[launch]
         # A graph's gradients have to stay where they are.
         reset = (lambda: None) if self._captures(launch) else subject.reset
@@ -387,7 +388,7 @@ def _compared(rows: list[Row], baselines: list[str]) -> list[Row]:
         if row.p50:
             row = replace(row, best=row == fastest([row.model]))
             if base:
-                memory = row.peak_mb / base.peak_mb if base.peak_mb else None
+                memory = row.peak_mb / base.peak_mb if row.peak_mb and base.peak_mb else None
                 row = replace(row, speed=base.p50 / row.p50, memory=memory)
         compared.append(row)
     return compared

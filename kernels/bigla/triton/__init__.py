@@ -389,11 +389,13 @@ def _fake_token_mixer(
     x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, num_heads, act, eps, head_eps, inner, C, one, keep
 ):  # fmt: skip
     B, H, W, dims = x.shape
-    local, y = (x.new_empty(B, H * W, dims, dtype=inner) for _ in range(2))
-    projected = local.new_empty(B, H * W, 3 * dims + low.shape[0])
+    branch = x.new_empty(x.shape, dtype=inner)
+    if not keep:
+        return branch, *(branch.new_empty(0) for _ in range(7))
+    local, y = (branch.new_empty(B, H * W, dims) for _ in range(2))
+    projected = branch.new_empty(B, H * W, 3 * dims + low.shape[0])
     saved = _fake_mixer(projected, local, dw, db, gb, ow, lw, num_heads, eps, act, C, one, keep)[1:]
-    kept = (local, projected, y) if keep else (local.new_empty(0) for _ in range(3))
-    return x.new_empty(x.shape, dtype=inner), *kept, *saved
+    return branch, local, projected, y, *saved
 
 
 def _run_token_mixer_backward(

@@ -84,18 +84,20 @@ def launch_token_mixer(
     t: MixerTensors, packed: Tensor, proj: Tensor, num_heads: int, act: bool, eps: float, head_eps: float, C: int,
     one: bool, keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The branch (B, H, W, dims), and for the backward, if it is to be kept, what was convolved, its packed projection
-    and the gated output, all (B, L, ..), and what `launch_mixer` returns besides the latter.
+    """The branch (B, H, W, dims), and for the backward what was convolved, its packed projection and the gated output,
+    all (B, L, ..), and what `launch_mixer` returns besides the latter: seven empty tensors unless `keep`.
 
     `packed` and `proj` are the weights of both products, dense and of the dtype of all these.
     """
-    n = launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, proj.dtype)[1]
-    local = launch_conv(n, t.conv_weight.contiguous(), act).flatten(1, 2)
+    inner = proj.dtype
+    local = launch_conv(  # which alone holds the norm: it is gone before the projection is there
+        launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, inner)[1], t.conv_weight.contiguous(), act
+    ).flatten(1, 2)
     projected = F.linear(local, packed)
     y, *saved = launch_mixer(projected, local, *t.of_heads, num_heads, head_eps, act, C, one, keep)
-    branch = F.linear(y, proj).view(t.x.shape)
-    kept = (local, projected, y) if keep else (y.new_empty(0) for _ in range(3))
-    return branch, *kept, *saved
+    kept = (local, projected, y, *saved) if keep else tuple(y.new_empty(0) for _ in range(7))
+    del local, projected, saved
+    return F.linear(y, proj).view(t.x.shape), *kept
 
 
 def launch_token_mixer_grad(

@@ -1,0 +1,127 @@
+"""Launches around Triton's own: which of them are the same compiled kernel, and what it is called with."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+triton = pytest.importorskip('triton')
+
+from bigla.triton import launch  # noqa: E402
+
+PARAMS = [('x', False, False), ('pair', False, False), ('s', False, False), ('n', False, True), ('f', False, False)]
+PARAMS += [('BLOCK', True, False)]
+
+
+class Jitted:
+    """Stands for what `triton.jit` makes; counts what it compiles."""
+
+    fn = staticmethod(lambda: None)
+    params = [SimpleNamespace(name=n, is_constexpr=c, do_not_specialize=g) for n, c, g in PARAMS]
+
+    def __init__(self, scratch: int = 0) -> None:
+        self.compiled, self.called, self.scratch = 0, [], scratch
+
+    def run(self, *args, grid, warmup, **constants):
+        self.compiled += 1
+        metadata = SimpleNamespace(global_scratch_size=self.scratch, profile_scratch_size=0)
+        runner = SimpleNamespace(
+            launch=lambda *args: self.called.append(args), launch_cooperative_grid=False, launch_pdl=False
+        )
+        return SimpleNamespace(metadata=metadata, run=runner, function='function', packed_metadata='packed')
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    state = SimpleNamespace(device=0)
+    active = SimpleNamespace(
+        get_current_device=lambda: state.device, get_current_stream=lambda device: f'stream {device}'
+    )
+    monkeypatch.setattr(launch, 'driver', SimpleNamespace(active=active))
+    return state
+
+
+X = torch.zeros(64)
+
+
+def arguments(x=X, pair=(X, X), s=(160, 32, 3), n=7, f=0.5):
+    return x, pair, s, n, f
+
+
+def test_the_second_launch_is_direct(driver):
+    jitted = Jitted()
+    kernel = launch.Kernel(jitted)
+    for grid in ((5,), (6, 2)):
+        kernel[grid](*arguments(n=grid[0]), BLOCK=32, num_warps=4)
+    head = (6, 2, 1, 'stream 0', 'function', False, False, None, None, 'packed', None, None, None)
+    address = X.data_ptr()
+    assert jitted.compiled == 1
+    assert jitted.called == [(*head, address, (address, address), (160, 32, 3), 6, 0.5, 32)]
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(x=X[1:]),  # at an address that 16 does not divide
+        dict(x=X.half()),
+        dict(pair=(X, X.half())),
+        dict(pair=(X, X[1:])),
+        dict(s=(160, 1, 3)),
+        dict(s=(160, 33, 3)),
+        dict(s=(160, 2**31, 3)),
+        dict(n=2**31),
+        dict(f=1),
+        dict(BLOCK=64),
+        dict(num_warps=8),
+        dict(device=1),
+    ],
+    ids=str,
+)
+def test_a_kernel_of_its_own(change, driver):
+    jitted = Jitted()
+    kernel = launch.Kernel(jitted)
+    options = dict(BLOCK=32, num_warps=4)
+    kernel[5,](*arguments(f=1.0), **options)
+    driver.device = change.pop('device', 0)
+    options |= {name: change.pop(name) for name in list(change) if name in options}
+    for _ in range(2):
+        kernel[5,](*arguments(**{'f': 1.0, **change}), **options)
+    assert jitted.compiled == 2 and len(jitted.called) == 1
+
+
+@pytest.mark.parametrize('change', [dict(x=X[16:]), dict(s=(16, 48, 5)), dict(n=1), dict(n=16), dict(f=2.0)], ids=str)
+def test_the_same_kernel(change, driver):
+    jitted = Jitted()
+    kernel = launch.Kernel(jitted)
+    for more in ({}, change):
+        kernel[5,](*arguments(**more), BLOCK=32)
+    assert jitted.compiled == 1 and len(jitted.called) == 1
+
+
+def test_triton_launches_what_needs_more(driver, monkeypatch):
+    """Scratch memory; hooks of a profiler, which are to be called; what was not compiled to be launched."""
+    jitted = Jitted(scratch=128)
+    kernel = launch.Kernel(jitted)
+    for _ in range(2):
+        kernel[5,](*arguments(), BLOCK=32)
+    assert jitted.compiled == 2
+    jitted = Jitted()
+    kernel = launch.Kernel(jitted)
+    for calls in ([], [print]):
+        monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, 'calls', calls)
+        kernel[5,](*arguments(), BLOCK=32)
+    assert jitted.compiled == 2 and not jitted.called
+    monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, 'calls', [])
+    monkeypatch.setattr(jitted, 'run', lambda *args, **kwargs: None)
+    kernel[5,](*arguments(x=X.half()), BLOCK=32)
+    kernel[5,](*arguments(x=X.half()), BLOCK=32)
+    assert not jitted.called
+
+
+def test_another_triton_is_left_alone(monkeypatch):
+    def kernel(x, BLOCK: triton.language.constexpr):
+        pass
+
+    assert isinstance(launch.kernel(kernel), launch.Kernel) == launch.KNOWN
+    monkeypatch.setattr(launch, 'KNOWN', False)
+    assert isinstance(launch.kernel(kernel), triton.JITFunction)
