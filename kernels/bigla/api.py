@@ -570,7 +570,8 @@ def block(
 
         s = x + branch_scale token_mixer(x)      y = s + scale mlp(norm(s))
 
-    As one operator a host has half to do, and the gradients of x are summed up where the last of them is made.
+    One operator takes less of the host's time than two, and sums up the gradients of x where it makes the last of them.
+    It keeps for the backward what the two keep.
 
     Args:
         x: (B, H, W, C); float16, bfloat16, float32 or float64.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from bigla import (
     add_norm,
     block,
+    composed,
     conv_norm,
     depthwise_conv,
     gated_mlp,
@@ -96,6 +97,49 @@ def test_a_normed_convolution_is_its_parts(impl):
     got = norm_depthwise_conv(x, weight, bias, taps, act=True, eps=1e-3, inner=torch.bfloat16, impl=impl)
     want = depthwise_conv(y, taps, act=True, impl=impl)
     assert got.dtype == torch.bfloat16 and (got.float() - want.float()).norm() < 0.01 * want.float().norm()
+
+
+def changed_block(whole_block, num_heads: int = 2, impl: str | None = None, **changes) -> None:
+    """Calls `block` with one tensor after another as `changes` have them, by name."""
+    names = [*composed.MixerTensors._fields, 'mlp_norm_weight', 'mlp_norm_bias', 'fc1_weight', 'fc2_weight']
+    tensors = whole_block(2, 3, 4, 8, num_heads=2, rank=5, H=6, bias=True)
+    block(**dict(zip(names, tensors, strict=True)) | changes, num_heads=num_heads, impl=impl)
+
+
+@pytest.mark.parametrize(
+    'changes, error, words',
+    [
+        (dict(x=torch.zeros(2, 12, 8)), ValueError, r'x must have shape \(B, H, W, C\), C a multiple of 2 .* = 4, got'),
+        (dict(num_heads=3), ValueError, 'C a multiple of 2 . num_heads = 6, got'),
+        (dict(num_heads=0), ValueError, 'C a multiple of 2 . num_heads = 0, got'),
+        (dict(low_weight=torch.zeros(8)), ValueError, r'low_weight must have shape \(R, 8\), got \(8,\)'),
+        (dict(low_weight=torch.zeros(4, 8)), ValueError, r'decay_weight must have shape \(8, 4\), got \(8, 5\)'),
+        (dict(qkv_weight=torch.zeros(24, 8)), ValueError, r'qkv_weight must have shape \(16, 8\), got \(24, 8\)'),
+        (dict(out_norm_weight=torch.zeros(8)), ValueError, r'out_norm_weight must have shape \(4,\), got \(8,\)'),
+        (dict(mlp_norm_bias=torch.zeros(4)), ValueError, r'mlp_norm_bias must have shape \(8,\), got \(4,\)'),
+        (dict(fc2_weight=torch.zeros(8, 5)), ValueError, r'fc2_weight must have shape \(8, 6\), got \(8, 5\)'),
+        (dict(branch_scale=torch.ones(3)), ValueError, r'branch_scale must have shape \(2,\), got \(3,\)'),
+        (dict(scale=torch.ones(2, requires_grad=True)), ValueError, 'scale must not require a gradient'),
+        (dict(gate_bias=None), TypeError, 'gate_bias must be a torch.Tensor, got NoneType'),
+        (dict(proj_weight=torch.zeros(8, 8, device='meta')), ValueError, 'proj_weight is on meta, but x is on cpu'),
+        (dict(impl='triton'), ValueError, "impl='triton' cannot serve these arguments: x must be on an NVIDIA GPU"),
+        (dict(inner=torch.int8), TypeError, 'inner must be float16'),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
+def test_bad_blocks(changes, error, words, whole_block):
+    with pytest.raises(error, match=words):
+        changed_block(whole_block, **changes)
+
+
+@pytest.mark.parametrize('shape', [(0, 3, 4, 8), (2, 0, 4, 8)])
+def test_no_tokens(shape, whole_block):
+    """Nothing comes of nothing, in the right type, and every tensor has a gradient of 0."""
+    tensors = [t.requires_grad_() for t in whole_block(*shape, num_heads=2, rank=5, H=6, bias=True)]
+    y = block(*tensors, num_heads=2, inner=torch.bfloat16)
+    z = token_mixer(*tensors[:13], num_heads=2, inner=torch.bfloat16)
+    assert y.shape == z.shape == shape and (y.dtype, z.dtype) == (torch.float32, torch.bfloat16)
+    assert all((g == 0).all() for g in torch.autograd.grad(y.sum() + z.sum(), tensors))
 
 
 @pytest.mark.parametrize('act', ['', 'silu', 'gelu'])
