@@ -44,6 +44,7 @@ TENSORS |= dict(x=(B, H, W, C), weight=(C, 1, 3, 3), projected=(B, H * W, 3 * C 
 TENSORS |= dict.fromkeys(('bias', 'norm_weight', 'norm_bias'), (C,))
 TENSORS |= dict(fc1_weight=(4 * C, C), fc2_weight=(C, 2 * C), image=(B, H, W, 3), taps=(C, 3, 3, 3))
 MIXER = ((C, R), (C,), (C,), (C // NH,), (C // NH,))  # `parameters`
+FIRST_HALF = ((C, 1, 3, 3), (2 * C, C), (C, C), (R, C), *MIXER, (C, C))  # `weights`
 
 
 class Block(NamedTuple):
@@ -311,7 +312,8 @@ def test_python(block, files, tmp_path, monkeypatch):
     check_python(block.text)
     if not any(word in block.text for word in NOT_HERE):
         names = {name: -torch.rand(shape) for name, shape in TENSORS.items()}
-        names['parameters'] = [torch.rand(shape) for shape in MIXER]
+        for name, shapes in (('parameters', MIXER), ('weights', FIRST_HALF)):
+            names[name] = [torch.rand(shape) for shape in shapes]
         exec(compile(block.text, str(block), 'exec'), names)
 
 
