@@ -247,11 +247,7 @@ def norm_depthwise_conv(
         ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
     """
     tensors = {'x': x, 'norm_weight': norm_weight, 'norm_bias': norm_bias, 'weight': weight}
-    given = {name: t for name, t in tensors.items() if t is not None or name != 'norm_bias'}
-    _validate_tensors(given)
-    _validate_impl(impl)
-    inner = inner or x.dtype
-    _validate_dtypes(inner=inner)
+    given, inner = _given(tensors, inner, impl)
     _validate_depthwise(x, weight)
     if x.shape[-1] < 1:
         raise ValueError(f'x must have a last dimension of at least 1, got shape {tuple(x.shape)}')
@@ -319,11 +315,7 @@ def token_mixer(
         x, norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight, decay_bias,
         gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
-    given = {name: t for name, t in tensors._asdict().items() if t is not None or name not in _OPTIONAL}
-    _validate_tensors(given)
-    _validate_impl(impl)
-    inner = inner or x.dtype
-    _validate_dtypes(inner=inner)
+    given, inner = _given(tensors._asdict(), inner, impl)
     _validate_mixer(tensors, given, num_heads)
     if x.numel() == 0:
         return _nothing(x, given, inner)
@@ -521,11 +513,7 @@ def residual_mlp(
         'scale': scale,
         'branch_scale': branch_scale,
     }
-    given = {name: t for name, t in tensors.items() if t is not None or name not in _OPTIONAL}
-    _validate_tensors(given)
-    _validate_impl(impl)
-    inner = inner or x.dtype
-    _validate_dtypes(inner=inner)
+    given, inner = _given(tensors, inner, impl)
     if x.ndim < 2 or x.shape[-1] < 1:
         raise ValueError(f'x must have shape (B, ..., C) with C of at least 1, got {tuple(x.shape)}')
     _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
@@ -570,8 +558,7 @@ def block(
 
         s = x + branch_scale token_mixer(x)      y = s + scale mlp(norm(s))
 
-    One operator takes less of the host's time than two, and sums up the gradients of x where it makes the last of them.
-    It keeps for the backward what the two keep.
+    One operator sums up the gradients of x where it makes the last of them. It keeps for the backward what two would.
 
     Args:
         x: (B, H, W, C); float16, bfloat16, float32 or float64.
@@ -604,11 +591,7 @@ def block(
         'scale': scale,
         'branch_scale': branch_scale,
     }
-    given = {name: t for name, t in (tensors._asdict() | more).items() if t is not None or name not in _OPTIONAL}
-    _validate_tensors(given)
-    _validate_impl(impl)
-    inner = inner or x.dtype
-    _validate_dtypes(inner=inner)
+    given, inner = _given(tensors._asdict() | more, inner, impl)
     _validate_mixer(tensors, given, num_heads)
     _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
     C, samples = x.shape[-1:], x.shape[:1]
@@ -685,6 +668,18 @@ def _warn_once(reason: str) -> None:
 def _validate_impl(impl: str | None) -> None:
     if impl is not None and impl not in _IMPLS:
         raise ValueError(f'impl must be None or one of {_IMPLS}, got {impl!r}')
+
+
+def _given(
+    tensors: dict[str, Tensor | None], inner: torch.dtype | None, impl: str | None
+) -> tuple[dict[str, Tensor], torch.dtype]:
+    """Which of `tensors` are given, all of them valid, and `inner`, the first one's dtype when None; impl is valid."""
+    given = {name: t for name, t in tensors.items() if t is not None or name not in _OPTIONAL}
+    _validate_tensors(given)
+    _validate_impl(impl)
+    inner = inner or next(iter(given.values())).dtype
+    _validate_dtypes(inner=inner)
+    return given, inner
 
 
 def _validate_tensors(args: dict[str, Tensor]) -> None:

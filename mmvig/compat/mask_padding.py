@@ -1,8 +1,7 @@
 """Instance masks padded to the size of their batch.
 
 mmdet pads each bitmap of an image in the training process, before every step: a copy of each with OpenCV, a second one
-into an array, a third one into the BitmapMasks that holds it, also where there is nothing to add. For ten masks of 800
-by 1,344 pixels an image, that was a third of a training step of Mask R-CNN.
+into an array, a third one into the BitmapMasks that holds it, also where there is nothing to add.
 """
 
 import copy

@@ -1,9 +1,8 @@
 """Launches of Triton kernels, in less of the host's time than Triton takes for them.
 
 A block of ViG trains by some thirty small kernels, and where the host is slow, or small images leave the GPU little to
-do, their launches decide. Triton 3.6 takes 40 us for a launch with thirty arguments: it looks up what may have changed
-since the last one, and asks the driver about each pointer. What makes two launches the same compiled kernel can be had
-for a quarter of that, and what Triton compiled is then called directly.
+do, their launches decide. At each of them Triton 3.6 looks up what may have changed since the last one, and asks the
+driver about each pointer. Here a launch asks for what makes it the same compiled kernel, which is called directly.
 """
 
 import functools
@@ -40,7 +39,7 @@ def describer(args: tuple, general: list[bool]) -> Callable[..., tuple[tuple, tu
     """A function of a kernel's arguments that gives their traits, and the arguments with addresses for tensors.
 
     What is a tensor, a tuple of tensors or neither is so in all launches with the same constants. So this is written
-    out for them, as Triton does it, too: a loop that asks each takes three times as long.
+    out for them, as Triton does it, too, where a loop would ask each.
 
     Args:
         args: Of the first launch.

@@ -35,7 +35,7 @@ def token_rows(x: Tensor) -> Tensor:
 
 def heads(x: Tensor, num_heads: int) -> Tensor:
     B, L, width = x.shape
-    return x.view(B, L, num_heads, width // num_heads)  # half the time of `unflatten`
+    return x.view(B, L, num_heads, width // num_heads)
 
 
 def decays(low: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> Gates:

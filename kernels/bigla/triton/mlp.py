@@ -22,7 +22,7 @@ from torch import Tensor
 from .activations import sigmoid
 from .casts import scaled
 from .launch import kernel
-from .norm import launch_norm, launch_norm_grad
+from .norm import launch_norm, launch_norm_grad, load_factor
 from .primitives import block, capability, ceil_div, plain_precision
 from .products import add_product, product
 
@@ -130,12 +130,6 @@ def load_sum(x, branch, at, inside, factor, FACTORS: tl.constexpr):
     if FACTORS:
         z = z * factor
     return tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + z
-
-
-@triton.jit
-def load_factor(factors, n, M, L):
-    """That of the sample of each row n.  (BM, 1)"""
-    return tl.load(factors + n // L, mask=n < M, other=0.0).to(tl.float32)[:, None]
 
 
 @kernel(do_not_specialize=('M', 'L'))

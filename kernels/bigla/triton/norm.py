@@ -35,11 +35,17 @@ def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
 
 
 @triton.jit
+def load_factor(factors, n, N, L):
+    """That of the sample of each row n, one for L rows.  (ROWS, 1)"""
+    return tl.load(factors + n // L, mask=n < N, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
 def load_branch(branch, factors, at, n, inside, N, L, SCALED: tl.constexpr):
-    """Rows n of f branch; `factors` has an f for L rows each."""
+    """Rows n of f branch."""
     z = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
     if SCALED:
-        z = z * tl.load(factors + n // L, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        z = z * load_factor(factors, n, N, L)
     return z
 
 
@@ -110,7 +116,7 @@ def norm_grad_kernel(
         tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
         if BRANCH:
             if SCALED:
-                d = d * tl.load(factors + n // L, mask=n < N, other=0.0).to(tl.float32)[:, None]
+                d = d * load_factor(factors, n, N, L)
             tl.store(dbranch + at, d.to(dbranch.dtype.element_ty), mask=inside)
     at_part = parts + tl.program_id(0).to(tl.int64) * (2 * C) + c
     tl.store(at_part, tl.sum(dw, 0), mask=c < C)
