@@ -29,6 +29,7 @@ from triton.testing import do_bench_cudagraph
 from bigla import residual_mlp
 from bigla.triton import backward, forward, merge, mixer, mlp, norm, primitives, stem
 from bigla.triton.forward import launch_forward
+from bigla.triton.sums import Sums
 
 BF16 = torch.bfloat16
 RANK = 16  # of the decays
@@ -81,7 +82,7 @@ def prepare_norm(M: int, C: int) -> Callable[[], Tensor]:
 def prepare_norm_grad(M: int, C: int) -> Callable[[], Tensor]:
     x, dy = normal(M, C, dtype=torch.float32), normal(M, C, dtype=torch.float32)
     dn, branch, weight = normal(M, C), normal(M, C), normal(C, dtype=torch.float32)
-    return lambda: norm.launch_norm_grad(dy, dn, x, weight, weight, 1e-6, torch.float32, BF16, branch=branch)[0]
+    return lambda: norm.launch_norm_grad(Sums(), dy, dn, x, weight, weight, 1e-6, torch.float32, BF16, branch=branch)[0]
 
 
 def prepare_merge_grad(B: int, L: int, nh: int, V: int) -> Callable[[], Tensor]:

@@ -591,6 +591,19 @@ def test_sums(M):
     torch.testing.assert_close(sums.sum_rows(x)[0], x.sum(0), atol=1e-3, rtol=1e-4)
 
 
+def test_many_sums_by_two_launches():
+    """Tall and short ones, more than one launch takes, one without rows: the same bits as one by one."""
+    many = [(torch.randn(M, 40)[:, :C], pieces) for M, C, pieces in (
+        (2000, 40, 1), (9, 40, 2), (700, 7, 1), (0, 6, 2), (1, 36, 2), (641, 33, 1), (640, 8, 2), (50, 3, 1)
+    )]  # fmt: skip
+    with sums.Sums() as some:
+        together = some.add(*many[:3]) + some.add(*many[3:])
+    alone = [total for x, pieces in many for total in sums.sum_rows(x, pieces)]
+    assert len(together) == len(alone) == 12
+    assert all(x.equal(y) for x, y in zip(together, alone))
+    torch.testing.assert_close(together[0], many[0][0].sum(0), atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.timeout(7200)
 @settings(
     max_examples=int(os.environ.get('BIGLA_CASES', '25')),

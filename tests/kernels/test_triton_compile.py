@@ -24,7 +24,7 @@ from bigla.triton.mlp import Half, launch_residual_mlp, launch_swiglu  # noqa: E
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
-from bigla.triton.sums import sum_rows  # noqa: E402
+from bigla.triton.sums import Sums, sum_rows  # noqa: E402
 
 BF16 = torch.bfloat16
 # Bytes of shared memory that a block may have.
@@ -148,7 +148,8 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True) -> None:
     launch_mixer(*inputs, *options, keep)
     if keep:
         saved = buffers(o[..., :K], o, -(-L // C), L <= C)
-        launch_mixer_grad(local, *inputs, o, *saved, *options)
+        with Sums() as sums:
+            launch_mixer_grad(sums, local, *inputs, o, *saved, *options)
 
 
 # As above, with the gates' expansion and the end of the mixer inside.
@@ -215,9 +216,10 @@ def test_around_the_operator(arch, compiled, tmp_path):
     launch_merge_grad(local, o, local, gate, bias, norm, norm, gate, 1e-6, True)
     x, weight = torch.empty(2, 6, 10, dims, dtype=BF16, device='meta'), torch.empty(dims, 1, 3, 3, device='meta')
     launch_conv(x, weight, True)
-    launch_conv_grad(x, x, weight, True)
+    with Sums() as sums:
+        launch_conv_grad(sums, x, x, weight, True)
     sum_rows(torch.empty(1000, dims, dtype=BF16, device='meta'))  # more rows than one program adds up
-    names = ['merge_kernel'] * 2 + ['sum_kernel'] + ['conv_kernel'] * 2 + ['conv_grad_kernel'] + ['sum_kernel'] * 3
+    names = ['merge_kernel'] * 2 + ['conv_kernel'] * 2 + ['conv_grad_kernel'] + ['sum_kernel'] * 3
     assert [name for name, _ in compiled.launched] == names
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024
@@ -239,7 +241,7 @@ def test_block_parts(arch, compiled, tmp_path):
     for C, H in ((96, 256), (192, 512)):
         x, y = empty(1000, C), empty(1000, C, dtype=BF16)
         launch_norm(x, y, empty(C), empty(C), 1e-5, BF16, factors=empty(1000))
-        launch_norm_grad(x, y, x, empty(C), empty(C), 1e-5, torch.float32, BF16, branch=y, factors=empty(1000))
+        launch_norm_grad(Sums(), x, y, x, empty(C), empty(C), 1e-5, torch.float32, BF16, branch=y, factors=empty(1000))
         launch_swiglu(y, empty(2 * H, C, dtype=BF16))
         many = empty(9, 2000, C), empty(9, 2000, C, dtype=BF16)
         weights = empty(2 * H, C, dtype=BF16), empty(C, H, dtype=BF16)

@@ -6,7 +6,7 @@ CPU core where the function takes 40, as long as several kernels run. Both run t
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -24,6 +24,7 @@ from .mlp import Half, launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, Gates, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
+from .sums import Sums
 
 __all__ = [
     'add_norm',
@@ -302,6 +303,17 @@ def _declared(name: str, fake: Callable) -> Callable:
     return declare
 
 
+def _as_dense(grads: Iterable[Tensor], tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
+    """Gradients in the dtypes of their tensors and dense, as fake operators promise.
+
+    That of a bias that is None, which nobody reads, has the dtype of its weight, the tensor before it.
+    """
+    dtypes = []
+    for x in tensors:
+        dtypes.append(dtypes[-1] if x is None else x.dtype)
+    return tuple(g.to(dtype).contiguous() for g, dtype in zip(grads, dtypes, strict=True))
+
+
 def _run_bigla(
     q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int, one: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -356,12 +368,12 @@ def _run_mixer_backward(
         raise RuntimeError(NOT_KEPT.format('bigla_mixer'))
     parameters = decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
     saved = (x.contiguous() for x in (o, state, total, hard))
-    with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False):
+    with torch.cuda.device_of(projected), torch.autocast(projected.device.type, enabled=False), Sums() as sums:
         dprojected, dlocal, *grads = launch_mixer_grad(
-            dy.contiguous(), token_rows(projected), local.contiguous(), decay_weight, decay_bias, gate_bias,
+            sums, dy.contiguous(), token_rows(projected), local.contiguous(), decay_weight, decay_bias, gate_bias,
             norm_weight, local_norm_weight, *saved, num_heads, eps, act, C, one,
         )  # fmt: skip
-    return dprojected, dlocal, *(g.to(x.dtype) for g, x in zip(grads, parameters, strict=True))
+    return dprojected, dlocal, *_as_dense(grads, parameters)
 
 
 def _fake_mixer_backward(
@@ -414,12 +426,13 @@ def _run_token_mixer_backward(
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
     local, projected, y, *saved = (kept.contiguous() for kept in (local, projected, y, o, state, total, hard))
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False), Sums() as sums:
         weights = cast(inner, t.packed, [proj_weight])
         grads = launch_token_mixer_grad(
-            dbranch.contiguous(), None, t, *weights, local, projected, y, saved, num_heads, act, eps, head_eps, C, one
-        )
-    return tuple(g.to(norm_weight.dtype if like is None else like.dtype) for g, like in zip(grads, t, strict=True))
+            sums, dbranch.contiguous(), None, t, *weights, local, projected, y, saved,
+            num_heads, act, eps, head_eps, C, one,
+        )  # fmt: skip
+    return _as_dense(grads, t)
 
 
 def _fake_token_mixer_backward(dbranch, x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, *_):
@@ -437,8 +450,9 @@ def _fake_conv(x, weight, act):
 
 
 def _run_conv_backward(dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(x):
-        return launch_conv_grad(dy, x, weight.contiguous(), act)
+    with torch.cuda.device_of(x), Sums() as sums:
+        dx, dweight = launch_conv_grad(sums, dy, x, weight.contiguous(), act)
+    return dx, *_as_dense([dweight], [weight])
 
 
 def _fake_conv_backward(dy, x, weight, act):
@@ -462,11 +476,11 @@ def _run_norm_conv_backward(
     inner: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     x = x.contiguous()
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x), Sums() as sums:
         n = launch_norm(x, None, norm_weight, norm_bias, eps, inner)[1]
-        dn, dweight = launch_conv_grad(dy, n, weight.contiguous(), act)
-        dx, _, dw, db = launch_norm_grad(None, dn, x, norm_weight, norm_bias, eps, x.dtype, None)
-    return dx, dw.to(norm_weight.dtype), db.to((norm_weight if norm_bias is None else norm_bias).dtype), dweight
+        dn, dweight = launch_conv_grad(sums, dy, n, weight.contiguous(), act)
+        dx, _, dw, db = launch_norm_grad(sums, None, dn, x, norm_weight, norm_bias, eps, x.dtype, None)
+    return dx, *_as_dense([dw, db, dweight], [norm_weight, norm_bias, weight])
 
 
 def _fake_norm_conv_backward(dy, x, norm_weight, norm_bias, weight, act, eps, inner):
@@ -486,9 +500,9 @@ def _fake_norm(x, weight, bias, eps, dtype):
 def _run_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.cuda.device_of(x):
-        dx, _, dw, db = launch_norm_grad(None, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None)
-    return dx, dw.to(weight.dtype), db.to((weight if bias is None else bias).dtype)
+    with torch.cuda.device_of(x), Sums() as sums:
+        dx, _, *grads = launch_norm_grad(sums, None, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None)
+    return dx, *_as_dense(grads, [weight, bias])
 
 
 def _fake_norm_backward(dy, x, weight, bias, eps, dtype):
@@ -512,11 +526,11 @@ def _run_add_norm_backward(
     dtotal: Tensor, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
     x_dtype: torch.dtype, branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    with torch.cuda.device_of(total):
-        dx, dbranch, dw, db = launch_norm_grad(
-            dtotal.contiguous(), dy.contiguous(), total.contiguous(), weight, bias, eps, x_dtype, branch_dtype
+    with torch.cuda.device_of(total), Sums() as sums:
+        dx, dbranch, *grads = launch_norm_grad(
+            sums, dtotal.contiguous(), dy.contiguous(), total.contiguous(), weight, bias, eps, x_dtype, branch_dtype
         )
-    return dx, dbranch, dw.to(weight.dtype), db.to((weight if bias is None else bias).dtype)
+    return dx, dbranch, *_as_dense(grads, [weight, bias])
 
 
 def _fake_add_norm_backward(dtotal, dy, total, weight, bias, eps, dtype, x_dtype, branch_dtype):
@@ -544,10 +558,10 @@ def _run_conv_norm_backward(
     eps: float, act: str, inner: torch.dtype, dtype: torch.dtype, needs_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     parameters = weight, bias, norm_weight, norm_bias
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        dx, *grads = launch_conv_norm_grad(dy, x, *parameters, stride, eps, act, inner, needs_dx)
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False), Sums() as sums:
+        dx, *grads = launch_conv_norm_grad(sums, dy, x, *parameters, stride, eps, act, inner, needs_dx)
     dx = x.new_empty(0) if dx is None else dx.contiguous()
-    return dx, *(g.to(parameter.dtype).contiguous() for g, parameter in zip(grads, parameters, strict=True))
+    return dx, *_as_dense(grads, parameters)
 
 
 def _fake_conv_norm_backward(
@@ -595,13 +609,17 @@ def _run_residual_mlp_backward(
     dy: Tensor, x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor,
     scale: Tensor | None, branch_scale: Tensor | None, eps: float, inner: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False), Sums() as sums:
         weights = cast(inner, [fc1], [fc2])
         half = _half(x, branch, norm_weight, norm_bias, *weights, scale, branch_scale)
-        dx, dbranch, *grads = launch_residual_mlp_grad(dy.contiguous(), half, eps)
-    parameters = norm_weight, norm_weight if norm_bias is None else norm_bias, fc1, fc2
-    grads = (g.to(parameter.dtype) for g, parameter in zip(grads, parameters, strict=True))
-    return dx, dbranch, *grads, dx.new_empty(0), dx.new_empty(0)  # of the factors there is none
+        dx, dbranch, *grads = launch_residual_mlp_grad(sums, dy.contiguous(), half, eps)
+    return (
+        dx,
+        dbranch,
+        *_as_dense(grads, [norm_weight, norm_bias, fc1, fc2]),
+        dx.new_empty(0),
+        dx.new_empty(0),
+    )  # of the factors there is none
 
 
 def _fake_residual_mlp_backward(dy, x, branch, norm_weight, norm_bias, fc1, fc2, *_):
@@ -664,15 +682,14 @@ def _run_block_backward(
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
     local, projected, z, *saved = (kept.contiguous() for kept in (local, projected, z, o, state, total, hard))
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False), Sums() as sums:
         packed, proj, *weights = cast(inner, t.packed, [proj_weight], [fc1], [fc2])
         half = _half(t.x, branch, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale)
-        dx, dbranch, *of_mlp = launch_residual_mlp_grad(dy.contiguous(), half, eps)
+        dx, dbranch, *of_mlp = launch_residual_mlp_grad(sums, dy.contiguous(), half, eps)
         grads = launch_token_mixer_grad(
-            dbranch, dx, t, packed, proj, local, projected, z, saved, num_heads, act, eps, head_eps, C, one
+            sums, dbranch, dx, t, packed, proj, local, projected, z, saved, num_heads, act, eps, head_eps, C, one
         )
-    like = *t, mlp_norm_weight, mlp_norm_bias, fc1, fc2
-    grads = (g.to(norm_weight.dtype if p is None else p.dtype) for g, p in zip((*grads, *of_mlp), like, strict=True))
+    grads = _as_dense((*grads, *of_mlp), (*t, mlp_norm_weight, mlp_norm_bias, fc1, fc2))
     return *grads, dx.new_empty(0), dx.new_empty(0)  # of the factors there is none
 
 

@@ -79,12 +79,14 @@ def direction_grads(
         dt = dot(v, tl.trans(do), PREC, dt)
         if not ONE:
             S = load_state(state, i, D, K, V, BK, BV, v0)
-            x = dot(do, tl.trans(operand(u[:, None] * S, PREC)), PREC, x)
+            x = dot(do, tl.trans(operand(S, PREC)), PREC, x)
             dS = load_state(dstate, i, D, K, V, BK, BV, v0)
-            y = dot(v, tl.trans(operand(u[:, None] * dS, PREC)), PREC, y)
+            y = dot(v, tl.trans(operand(dS, PREC)), PREC, y)
             # The state that leaves the chunk is the one that enters its neighbour. At the end nothing waits: dS' = 0.
             S = load_state(state, after, D, K, V, BK, BV, v0)
             w += tl.sum(S * dS, 1)
+    x = x * u[None, :]
+    y = y * u[None, :]
     # No decay lies on the diagonal: it goes to dq and dk, and its rounding stays out of the gates' gradients.
     if D == 0:
         sees = r[:, None] > r[None, :]
@@ -144,12 +146,14 @@ def grad_kernel(
         at = operand(at, PREC)
         soft = m & (tl.load(hard + i) == 0)
         v_p, do_p = row(v, v_s, b, left, h), row(do, do_s, b, left, h)
+        # Keys as they meet the states, which stay as they are: these are wider.
+        sf = operand(k_ * tl.exp2(mf[None, :] - F), PREC)
+        sb = operand(k_ * tl.exp2(mb[None, :] - E), PREC)
         for v0 in range(0, V, BV):
             dv_ = dot(at, operand(load_rows(do_p, do_s[1], r, m, V, BV, v0), PREC), PREC)
             if not ONE:
-                dS = uf[:, None] * load_state(dstate, i, 0, K, V, BK, BV, v0)
-                dR = ub[:, None] * load_state(dstate, i, 1, K, V, BK, BV, v0)
-                dv_ = dot(kb, operand(dR, PREC), PREC, dot(kf, operand(dS, PREC), PREC, dv_))
+                dv_ = dot(sf, operand(load_state(dstate, i, 0, K, V, BK, BV, v0), PREC), PREC, dv_)
+                dv_ = dot(sb, operand(load_state(dstate, i, 1, K, V, BK, BV, v0), PREC), PREC, dv_)
             store_rows(row(dv, dv_s, b, left, h), dv_s[1], dv_, r, soft, V, BV, v0)
         dqf, dkf, df = direction_grads(
             qf, kf, F, uf, f, v_p, v_s[1], do_p, do_s[1], state, dstate, i, tl.where(c + 1 < NT, i + H, i), r, m,

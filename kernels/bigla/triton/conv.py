@@ -19,7 +19,7 @@ from torch import Tensor
 from .activations import activate, activate_grad
 from .launch import kernel
 from .primitives import ceil_div
-from .sums import sum_rows
+from .sums import Sums
 
 # A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load. A program of the
 # gradients takes WALK such tiles, one below the other, before it adds up what it has of the weights'.
@@ -160,13 +160,13 @@ def launch_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
     return y
 
 
-def launch_conv_grad(dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[Tensor, Tensor]:
-    """dx (B, H, W, C) and dweight (C, 1, 3, 3) from dy (B, H, W, C)."""
+def launch_conv_grad(sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[Tensor, Tensor]:
+    """dx (B, H, W, C), and of `sums` dweight (C, 1, 3, 3), from dy (B, H, W, C)."""
     B, H, W, C = x.shape
     x, dp = dense(x), dense(dy)
     dx = x.new_empty(B, H, W, C)
     if dx.numel() == 0:
-        return dx, torch.zeros_like(weight)
+        return dx, torch.zeros_like(weight, dtype=torch.float32)
     if act:
         dy, dp = dp, torch.empty_like(dx)
         strides = x.stride()[:3], dy.stride()[:3], dp.stride()[:3]
@@ -175,4 +175,5 @@ def launch_conv_grad(dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[
     parts = x.new_empty(programs[0], 9 * C, dtype=torch.float32)
     strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]
     conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, WALK=WALK, **TILE)
-    return dx, sum_rows(parts)[0].view(9, C).t().contiguous().view(weight.shape).to(weight.dtype)
+    (taps,) = sums.add((parts, 1))
+    return dx, taps.view(3, 3, C).permute(2, 0, 1).unsqueeze(1)

@@ -200,13 +200,14 @@ def out_kernel(
         a = tl.where(r[:, None] >= r[None, :], dot(qf, tl.trans(kf), PREC), 0.0)
         a += tl.where(r[:, None] <= r[None, :], dot(qb, tl.trans(kb), PREC), 0.0)
         a = operand(a, PREC)
-        uf, ub = tl.exp2(tf / 2)[:, None], tl.exp2(tb / 2)[:, None]
+        # Queries as they meet the states, which stay as they are: these are wider.
+        sf = operand(q_ * tl.exp2(F), PREC)
+        sb = operand(q_ * tl.exp2(tb[None, :] - E), PREC)
         for v0 in range(0, V, BV):
             out = dot(a, operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC), PREC)
             if not ONE:
-                S = uf * load_state(state, i, 0, K, V, BK, BV, v0)
-                R = ub * load_state(state, i, 1, K, V, BK, BV, v0)
-                out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
+                out = dot(sf, operand(load_state(state, i, 0, K, V, BK, BV, v0), PREC), PREC, out)
+                out = dot(sb, operand(load_state(state, i, 1, K, V, BK, BV, v0), PREC), PREC, out)
             if KEEP:
                 store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
             if MERGE:

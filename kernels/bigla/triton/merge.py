@@ -22,7 +22,6 @@ from torch import Tensor
 from .activations import activate, activate_grad, sigmoid
 from .launch import kernel
 from .primitives import block, ceil_div, load_rows, row, store_rows, token_strides
-from .sums import sum_rows
 
 ROWS, WARPS = 32, 4  # heads of tokens that a program merges
 GRAD_ROWS, GRAD_WARPS = 16, 2
@@ -136,8 +135,8 @@ def launch_merge(o: Tensor, merge: Merge) -> None:
 def launch_merge_grad(
     dy: Tensor, o: Tensor, local: Tensor, gate: Tensor, bias: Tensor, norm: Tensor, local_norm: Tensor, dgate: Tensor,
     eps: float, act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """do, dlocal, and the gradients (V) of both norms in float32; `dgate` (B, L, C) gets its own.
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """do, dlocal, and what adds up to the gradients of both norms (.., 2 V); `dgate` (B, L, C) gets its own.
 
     Of local, gate and dgate the tokens lie at one distance each.
     """
@@ -152,4 +151,4 @@ def launch_merge_grad(
             local.stride(1), gate.stride(1), dgate.stride(1), eps, N, H,
             V=V, BV=block(V), ROWS=GRAD_ROWS, ACT=act, GRAD=True, num_warps=GRAD_WARPS,
         )  # fmt: skip
-    return do, dlocal, *sum_rows(parts, 2)
+    return do, dlocal, parts

@@ -19,7 +19,7 @@ from .merge import Merge, launch_merge_grad
 from .norm import launch_norm, launch_norm_grad
 from .primitives import Gates
 from .products import product
-from .sums import sum_rows
+from .sums import Sums
 
 
 def split(projected: Tensor, dims: int) -> tuple[Tensor, ...]:
@@ -60,24 +60,27 @@ def launch_mixer(
 
 
 def launch_mixer_grad(
-    dy: Tensor, projected: Tensor, local: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
-    norm: Tensor, local_norm: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor,
+    sums: Sums, dy: Tensor, projected: Tensor, local: Tensor, decay_weight: Tensor, decay_bias: Tensor,
+    gate_bias: Tensor, norm: Tensor, local_norm: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor,
     num_heads: int, eps: float, act: bool, C: int, one: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of the seven tensors that `launch_mixer` got, in their order; those of the parameters in float32."""
+    """Gradients of the seven tensors that `launch_mixer` got, in their order; those of the parameters in float32.
+
+    Those of biases and norms are of `sums`.
+    """
     dims = local.shape[-1]
     q, k, v, gate, low = split(projected, dims)
     gates = decays(low, decay_weight, decay_bias, num_heads)
     dprojected, dlogits = projected.new_empty(projected.shape), torch.empty_like(local)
     dq, dk, dv, dgate, dlow = split(dprojected, dims)
-    do, dlocal, dnorm, dlocal_norm = launch_merge_grad(dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act)
+    do, dlocal, of_norms = launch_merge_grad(dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act)
     into = [heads(x, num_heads) for x in (dq, dk, dv, *dlogits.chunk(2, -1))]
     q, k, v = (heads(x, num_heads) for x in (q, k, v))
     launch_backward(do, q, k, v, gates, state, total, hard, q.shape[-1] ** -0.5, C, one, into)
     dlogits, low = dlogits.flatten(0, 1), low.flatten(0, 1)
     torch.mm(dlogits, decay_weight.to(low.dtype), out=dlow.flatten(0, 1))
-    sums = (sum_rows(x)[0] for x in (dlogits, dgate.flatten(0, 1)))
-    return dprojected, dlocal, product(dlogits.t(), low), *sums, dnorm, dlocal_norm
+    vectors = sums.add((dlogits, 1), (dgate.flatten(0, 1), 1), (of_norms, 2))
+    return dprojected, dlocal, product(dlogits.t(), low), *vectors
 
 
 def launch_token_mixer(
@@ -101,24 +104,25 @@ def launch_token_mixer(
 
 
 def launch_token_mixer_grad(
-    dbranch: Tensor, dx: Tensor | None, t: MixerTensors, packed: Tensor, proj: Tensor, local: Tensor, projected: Tensor,
-    y: Tensor, saved: Sequence[Tensor], num_heads: int, act: bool, eps: float, head_eps: float, C: int, one: bool,
+    sums: Sums, dbranch: Tensor, dx: Tensor | None, t: MixerTensors, packed: Tensor, proj: Tensor, local: Tensor,
+    projected: Tensor, y: Tensor, saved: Sequence[Tensor], num_heads: int, act: bool, eps: float, head_eps: float,
+    C: int, one: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of all of `t`, that of x added to `dx`; those of the parameters in float32, but the convolution's.
+    """Gradients of all of `t`, that of x added to `dx`; those of the parameters in float32.
 
-    `saved` is what followed y.
+    Those of vectors and of the convolution are of `sums`. `saved` is what followed y.
     """
     dims = t.x.shape[-1]
     dbranch = dbranch.view(-1, dims)
     dy = (dbranch @ proj).view(y.shape)
     dproj = product(dbranch.t(), y.flatten(0, 1))
     dprojected, dlocal, *of_heads = launch_mixer_grad(
-        dy, projected, local, *t.of_heads, *saved, num_heads, head_eps, act, C, one
+        sums, dy, projected, local, *t.of_heads, *saved, num_heads, head_eps, act, C, one
     )
     dprojected = dprojected.flatten(0, 1)
     dlocal.flatten(0, 1).addmm_(dprojected, packed)
     dpacked = product(dprojected.t(), local.flatten(0, 1)).split([len(weight) for weight in t.packed])
     n = launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, proj.dtype)[1]
-    dn, dtaps = launch_conv_grad(dlocal.view(t.x.shape), n, t.conv_weight.contiguous(), act)
-    dx, _, dweight, dbias = launch_norm_grad(dx, dn, t.x, t.norm_weight, t.norm_bias, eps, t.x.dtype, None)
+    dn, dtaps = launch_conv_grad(sums, dlocal.view(t.x.shape), n, t.conv_weight.contiguous(), act)
+    dx, _, dweight, dbias = launch_norm_grad(sums, dx, dn, t.x, t.norm_weight, t.norm_bias, eps, t.x.dtype, None)
     return dx, dweight, dbias, dtaps, *dpacked, *of_heads, dproj

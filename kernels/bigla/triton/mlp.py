@@ -25,6 +25,7 @@ from .launch import kernel
 from .norm import launch_norm, launch_norm_grad, load_factor
 from .primitives import block, capability, ceil_div, plain_precision
 from .products import add_product, product
+from .sums import Sums
 
 
 class Tile(NamedTuple):
@@ -249,14 +250,14 @@ def _launch_apart(t: Half, eps: float) -> Tensor:
     return add_product(total, u, t.fc2.t(), t.scale)
 
 
-def launch_residual_mlp_grad(dy: Tensor, t: Half, eps: float) -> tuple[Tensor, ...]:
-    """Gradients of x, branch, and in float32 of the norm's weight and bias, W1 and W2."""
+def launch_residual_mlp_grad(sums: Sums, dy: Tensor, t: Half, eps: float) -> tuple[Tensor, ...]:
+    """Gradients of x, branch, and in float32 of the norm's weight and bias (of `sums`), W1 and W2."""
     C, dtype = t.fc2.shape[0], t.fc1.dtype
     n = launch_norm(t.x, t.branch, t.norm_weight, t.norm_bias, eps, dtype, keep=False, factors=t.factors)[1]
     dz = scaled(dy, t.scale, dtype)
     dn, dfc1, dfc2 = launch_mlp_grad(dz.view(-1, C), n.view(-1, C), t.fc1, t.fc2)
     dx, dbranch, dw, db = launch_norm_grad(
-        dy, dn.view(dy.shape), t.x, t.norm_weight, t.norm_bias, eps, t.x.dtype, t.branch.dtype, branch=t.branch,
+        sums, dy, dn.view(dy.shape), t.x, t.norm_weight, t.norm_bias, eps, t.x.dtype, t.branch.dtype, branch=t.branch,
         factors=t.factors,
     )  # fmt: skip
     return dx, dbranch, dw, db, dfc1, dfc2

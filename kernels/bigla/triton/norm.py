@@ -17,7 +17,7 @@ from torch import Tensor
 from .activations import activate, activate_grad
 from .launch import kernel
 from .primitives import block, ceil_div
-from .sums import sum_rows
+from .sums import Sums
 
 TILE, WARPS = 1024, 4  # elements a program holds of each tensor
 # The same of the gradient, whose programs take WALK tiles one after the other, for one row of partial sums, and read
@@ -159,11 +159,11 @@ def launch_norm(
 
 
 def launch_norm_grad(
-    dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
+    sums: Sums, dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
     x_dtype: torch.dtype, branch_dtype: torch.dtype | None, act: str = '', branch: Tensor | None = None,
     factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, dbranch (dx itself where it would be the same), and dw and db (C) in float32.
+    """dx, dbranch (dx itself where it would be the same), and of `sums` dw and db (C).
 
     Args:
         branch: what `total` lacks of the sum; None: nothing.
@@ -186,4 +186,4 @@ def launch_norm_grad(
             WALK=WALK, AHEAD=AHEAD, ADD=dtotal is not None, SUM=branch is not None, SCALED=factors is not None,
             BRANCH=not same, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
-    return dx, dbranch, *sum_rows(parts, 2)
+    return dx, dbranch, *sums.add((parts, 2))

@@ -14,7 +14,7 @@ from .activations import activate
 from .launch import kernel
 from .norm import launch_norm, launch_norm_grad, standardize
 from .primitives import block, ceil_div, plain_precision
-from .sums import sum_rows
+from .sums import Sums
 
 WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
@@ -116,19 +116,19 @@ def plain_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
 
 
 def launch_conv_norm_grad(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int,
-    eps: float, act: str, inner: torch.dtype, needs_dx: bool,
+    sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+    stride: int, eps: float, act: str, inner: torch.dtype, needs_dx: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Gradients of the five tensors that `launch_conv_norm` got; x's None unless `needs_dx`."""
+    """Gradients of the five tensors that `launch_conv_norm` got, of vectors by `sums`; x's None unless `needs_dx`."""
     image = channels_last(x, inner)
     if weight.shape[0] <= WIDEST:
         p = launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
     else:
         p = plain_conv(image, weight, bias, stride)
-    dp, _, *dnorm = launch_norm_grad(None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)
+    dp, _, *dnorm = launch_norm_grad(sums, None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         dp.permute(0, 3, 1, 2), image, weight.to(inner), None,
         [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, False],
     )  # fmt: skip
-    (dbias,) = sum_rows(dp.flatten(0, 2))
+    (dbias,) = sums.add((dp.flatten(0, 2), 1))
     return None if dx is None else dx.permute(0, 2, 3, 1).to(x.dtype), dweight, dbias, *dnorm

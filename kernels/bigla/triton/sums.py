@@ -1,6 +1,7 @@
-"""Sums over the rows of a tall matrix, such as a bias's gradient over the tokens, in Triton."""
+"""Sums over the rows of tall matrices, such as biases' gradients over the tokens, in Triton; many by one launch."""
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -8,15 +9,17 @@ from .launch import kernel
 from .primitives import ceil_div
 
 ROWS, COLUMNS = 128, 32  # a program adds up so many at a time
-PARTS = 128  # programs that share the rows, at most
+PARTS = 128  # programs that share the rows of a matrix, at most
 SHORT = 5 * ROWS  # rows that take one program no longer than a second launch does
+TOGETHER = 6  # matrices a launch, at most: a block of ViG has six
 
 
-@kernel(do_not_specialize=('M', 'rows'))
-def sum_kernel(x, left, right, x_s, M, rows, C, HALF, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row i of left and right: the sum over the i-th `rows` rows of x, its first HALF columns and the others."""
-    i = tl.program_id(0)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+@triton.jit
+def sum_rows_of(x, left, right, x_s, i, c0, M, rows, C, HALF, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Columns c0.. of row i of left and right: the sum over the i-th `rows` of M rows of x, its first HALF columns and
+    the others.
+    """
+    c = c0 + tl.arange(0, COLUMNS)
     m = i * rows + tl.arange(0, ROWS)
     first = i * rows
     end = tl.minimum(first + rows, M)
@@ -31,23 +34,85 @@ def sum_kernel(x, left, right, x_s, M, rows, C, HALF, ROWS: tl.constexpr, COLUMN
     tl.store(right + i * (C - HALF) + c - HALF, total, mask=(c >= HALF) & (c < C))
 
 
-def sum_rows(x: Tensor, pieces: int = 1) -> tuple[Tensor, ...]:
-    """The sum in float32 of x (M, C), whose rows are dense, in one or two tensors (C / pieces); the same every time."""
-    M, C = x.shape
-    if M == 0:
-        return tuple(x.new_zeros(C // pieces, dtype=torch.float32) for _ in range(pieces))
-    sums = tuple(x.new_empty(C // pieces, dtype=torch.float32) for _ in range(pieces))
-    if M > SHORT:
-        rows = ceil_div(ceil_div(M, min(PARTS, ceil_div(M, ROWS))), ROWS) * ROWS
-        parts = x.new_empty(ceil_div(M, rows), C, dtype=torch.float32)
-        _launch(x, rows, parts, parts)
-        x = parts
-    _launch(x, x.shape[0], sums[0], sums[-1])
-    return sums
+@kernel(do_not_specialize=('M0', 'M1', 'M2', 'M3', 'M4', 'M5', 'R0', 'R1', 'R2', 'R3', 'R4', 'R5'))
+def sum_kernel(
+    x, left, right, x_s, C, HALF, M0, M1, M2, M3, M4, M5, R0, R1, R2, R3, R4, R5,
+    COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Each of COUNT matrices x[n] (M, C) by programs of its own, R rows each.
+
+    Their heights come one by one: in a tuple, Triton would compile a kernel for each that is divisible by 16.
+    """
+    M = (M0, M1, M2, M3, M4, M5)
+    R = (R0, R1, R2, R3, R4, R5)
+    i = tl.program_id(0)
+    for n in tl.static_range(COUNT):
+        across = tl.cdiv(C[n], COLUMNS)
+        programs = tl.cdiv(M[n], R[n]) * across
+        if (i >= 0) & (i < programs):
+            at = i % across * COLUMNS
+            sum_rows_of(x[n], left[n], right[n], x_s[n], i // across, at, M[n], R[n], C[n], HALF[n], ROWS, COLUMNS)
+        i -= programs
 
 
-def _launch(x: Tensor, rows: int, left: Tensor, right: Tensor) -> None:
-    M, C = x.shape
-    sum_kernel[ceil_div(M, rows), ceil_div(C, COLUMNS)](
-        x, left, right, x.stride(0), M, rows, C, left.shape[-1], ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
-    )
+class Sums:
+    """Sums in float32 over the rows of matrices, the same every time, that are there at the end of its context.
+
+    A tall matrix takes two launches, the first of them when it comes; the second is the same for all.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, *matrices: tuple[Tensor, int]) -> list[Tensor]:
+        """Of each (M, C), whose rows are dense, and a number of pieces, 1 or 2: the tensors (C / pieces) to be."""
+        sums, tall = [], []
+        for x, pieces in matrices:
+            M, C = x.shape
+            into = [x.new_empty(C // pieces, dtype=torch.float32) for _ in range(pieces)]
+            sums += into
+            if M > SHORT:
+                rows = ceil_div(ceil_div(M, min(PARTS, ceil_div(M, ROWS))), ROWS) * ROWS
+                parts = x.new_empty(ceil_div(M, rows), C, dtype=torch.float32)
+                tall.append((x, parts, parts, rows))
+                x = parts
+            self.waiting.append((x, into[0], into[-1]))
+        _launch(tall)
+        return sums
+
+    def __enter__(self) -> 'Sums':
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        if error is None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Fill what `add` has returned."""
+        for _, *into in (some for some in self.waiting if len(some[0]) == 0):
+            for total in into:
+                total.zero_()
+        some = [(x, left, right, len(x)) for x, left, right in self.waiting if len(x)]
+        self.waiting.clear()
+        for first in range(0, len(some), TOGETHER):
+            _launch(some[first : first + TOGETHER])
+
+
+def sum_rows(x: Tensor, pieces: int = 1) -> list[Tensor]:
+    """The sum in float32 of x (M, C), whose rows are dense, in one or two tensors (C / pieces)."""
+    with Sums() as sums:
+        return sums.add((x, pieces))
+
+
+def _launch(matrices: list[tuple[Tensor, Tensor, Tensor, int]]) -> None:
+    """Of each matrix: where its sums go, the first columns and the others, and how many rows one of them takes."""
+    programs = sum(ceil_div(len(x), rows) * ceil_div(x.shape[1], COLUMNS) for x, _, _, rows in matrices)
+    if programs == 0:
+        return
+    x, left, right, rows = zip(*matrices)
+    none = (1,) * (TOGETHER - len(x))
+    sum_kernel[programs,](
+        x, left, right, tuple(t.stride(0) for t in x), tuple(t.shape[1] for t in x),
+        tuple(t.shape[-1] for t in left), *(len(t) for t in x), *none, *rows, *none,
+        COUNT=len(x), ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4,
+    )  # fmt: skip
