@@ -115,8 +115,8 @@ def assembler_says(kernel, tmp_path) -> str:
 @pytest.mark.parametrize(
     'K, V, budgets',
     [
-        (32, 64, {'state_kernel': (0, 39), 'out_kernel': (64, 93), 'grad_kernel': (160, 344)}),
-        (16, 32, {'state_kernel': (0, 26), 'out_kernel': (0, 51), 'grad_kernel': (0, 186)}),
+        (32, 64, {'state_kernel': (0, 39), 'out_kernel': (64, 86), 'grad_kernel': (112, 279)}),
+        (16, 32, {'state_kernel': (0, 26), 'out_kernel': (0, 50), 'grad_kernel': (0, 171)}),
     ],
     ids=['ViG', 'ViG-H'],
 )
@@ -156,8 +156,8 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True) -> None:
 @pytest.mark.parametrize(
     'dims, nh, budgets',
     [
-        (192, 3, {'state_kernel': (0, 50), 'out_kernel': (110, 228), 'grad_kernel': (312, 400)}),
-        (96, 3, {'state_kernel': (0, 31), 'out_kernel': (0, 99), 'grad_kernel': (0, 216)}),
+        (192, 3, {'state_kernel': (0, 50), 'out_kernel': (16, 218), 'grad_kernel': (368, 335)}),
+        (96, 3, {'state_kernel': (0, 31), 'out_kernel': (0, 99), 'grad_kernel': (0, 202)}),
     ],
     ids=['ViG', 'ViG-H'],
 )

@@ -304,14 +304,14 @@ def _declared(name: str, fake: Callable) -> Callable:
 
 
 def _as_dense(grads: Iterable[Tensor], tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
-    """Gradients in the dtypes of their tensors and dense, as fake operators promise.
+    """Gradients in the dtypes and shapes of their tensors and dense, as fake operators promise.
 
-    That of a bias that is None, which nobody reads, has the dtype of its weight, the tensor before it.
+    That of a bias that is None, which nobody reads, becomes one of its weight, the tensor before it.
     """
-    dtypes = []
+    like = []
     for x in tensors:
-        dtypes.append(dtypes[-1] if x is None else x.dtype)
-    return tuple(g.to(dtype).contiguous() for g, dtype in zip(grads, dtypes, strict=True))
+        like.append(like[-1] if x is None else x)
+    return tuple(g.to(x.dtype).contiguous().view(x.shape) for g, x in zip(grads, like, strict=True))
 
 
 def _run_bigla(

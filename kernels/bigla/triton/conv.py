@@ -161,12 +161,12 @@ def launch_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
 
 
 def launch_conv_grad(sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, act: bool) -> tuple[Tensor, Tensor]:
-    """dx (B, H, W, C), and of `sums` dweight (C, 1, 3, 3), from dy (B, H, W, C)."""
+    """dx (B, H, W, C), and of `sums` dweight (C, 9), from dy (B, H, W, C)."""
     B, H, W, C = x.shape
     x, dp = dense(x), dense(dy)
     dx = x.new_empty(B, H, W, C)
     if dx.numel() == 0:
-        return dx, torch.zeros_like(weight, dtype=torch.float32)
+        return dx, x.new_zeros(C, 9, dtype=torch.float32)
     if act:
         dy, dp = dp, torch.empty_like(dx)
         strides = x.stride()[:3], dy.stride()[:3], dp.stride()[:3]
@@ -176,4 +176,4 @@ def launch_conv_grad(sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, act: boo
     strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]
     conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, WALK=WALK, **TILE)
     (taps,) = sums.add((parts, 1))
-    return dx, taps.view(3, 3, C).permute(2, 0, 1).unsqueeze(1)
+    return dx, taps.view(9, C).t()
