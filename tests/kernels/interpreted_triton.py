@@ -583,12 +583,17 @@ def test_an_image_beyond_int32():
     assert kernels.conv_norm(image, *args).equal(kernels.conv_norm(image.contiguous(), *args))
 
 
+def sum_rows(x, pieces=1):
+    with sums.Sums() as some:
+        return some.add((x, pieces))
+
+
 @pytest.mark.parametrize('M', [1, 300, 20_000])
 def test_sums(M):
     x = torch.randn(M, 40)[:, 3:38]
-    left, right = sums.sum_rows(x[:, :34], 2)
+    left, right = sum_rows(x[:, :34], 2)
     torch.testing.assert_close(torch.cat([left, right]), x[:, :34].sum(0), atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(sums.sum_rows(x)[0], x.sum(0), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(sum_rows(x)[0], x.sum(0), atol=1e-3, rtol=1e-4)
 
 
 def test_many_sums_by_two_launches():
@@ -598,7 +603,7 @@ def test_many_sums_by_two_launches():
     )]  # fmt: skip
     with sums.Sums() as some:
         together = some.add(*many[:3]) + some.add(*many[3:])
-    alone = [total for x, pieces in many for total in sums.sum_rows(x, pieces)]
+    alone = [total for x, pieces in many for total in sum_rows(x, pieces)]
     assert len(together) == len(alone) == 12
     assert all(x.equal(y) for x, y in zip(together, alone))
     torch.testing.assert_close(together[0], many[0][0].sum(0), atol=1e-3, rtol=1e-4)

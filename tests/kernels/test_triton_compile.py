@@ -24,7 +24,7 @@ from bigla.triton.mlp import Half, launch_residual_mlp, launch_swiglu  # noqa: E
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
-from bigla.triton.sums import Sums, sum_rows  # noqa: E402
+from bigla.triton.sums import Sums  # noqa: E402
 
 BF16 = torch.bfloat16
 # Bytes of shared memory that a block may have.
@@ -218,7 +218,8 @@ def test_around_the_operator(arch, compiled, tmp_path):
     launch_conv(x, weight, True)
     with Sums() as sums:
         launch_conv_grad(sums, x, x, weight, True)
-    sum_rows(torch.empty(1000, dims, dtype=BF16, device='meta'))  # more rows than one program adds up
+    with Sums() as sums:
+        sums.add((torch.empty(1000, dims, dtype=BF16, device='meta'), 1))  # more rows than one program adds up
     names = ['merge_kernel'] * 2 + ['conv_kernel'] * 2 + ['conv_grad_kernel'] + ['sum_kernel'] * 3
     assert [name for name, _ in compiled.launched] == names
     for name, kernel in compiled.launched:

@@ -62,21 +62,24 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.waiting: list[tuple[Tensor, Tensor, Tensor, int]] = []
 
     def add(self, *matrices: tuple[Tensor, int]) -> list[Tensor]:
         """Of each (M, C), whose rows are dense, and a number of pieces, 1 or 2: the tensors (C / pieces) to be."""
         sums, tall = [], []
         for x, pieces in matrices:
             M, C = x.shape
-            into = [x.new_empty(C // pieces, dtype=torch.float32) for _ in range(pieces)]
+            make = x.new_empty if M else x.new_zeros
+            into = [make(C // pieces, dtype=torch.float32) for _ in range(pieces)]
             sums += into
+            if M == 0:
+                continue
             if M > SHORT:
                 rows = ceil_div(ceil_div(M, min(PARTS, ceil_div(M, ROWS))), ROWS) * ROWS
                 parts = x.new_empty(ceil_div(M, rows), C, dtype=torch.float32)
                 tall.append((x, parts, parts, rows))
                 x = parts
-            self.waiting.append((x, into[0], into[-1]))
+            self.waiting.append((x, into[0], into[-1], len(x)))
         _launch(tall)
         return sums
 
@@ -85,23 +88,8 @@ class Sums:
 
     def __exit__(self, error: type[BaseException] | None, *_) -> None:
         if error is None:
-            self.finish()
-
-    def finish(self) -> None:
-        """Fill what `add` has returned."""
-        for _, *into in (some for some in self.waiting if len(some[0]) == 0):
-            for total in into:
-                total.zero_()
-        some = [(x, left, right, len(x)) for x, left, right in self.waiting if len(x)]
-        self.waiting.clear()
-        for first in range(0, len(some), TOGETHER):
-            _launch(some[first : first + TOGETHER])
-
-
-def sum_rows(x: Tensor, pieces: int = 1) -> list[Tensor]:
-    """The sum in float32 of x (M, C), whose rows are dense, in one or two tensors (C / pieces)."""
-    with Sums() as sums:
-        return sums.add((x, pieces))
+            for first in range(0, len(self.waiting), TOGETHER):
+                _launch(self.waiting[first : first + TOGETHER])
 
 
 def _launch(matrices: list[tuple[Tensor, Tensor, Tensor, int]]) -> None:
