@@ -10,7 +10,7 @@ triton = pytest.importorskip('triton')
 from bigla.triton import launch  # noqa: E402
 
 PARAMS = [('x', False, False), ('pair', False, False), ('s', False, False), ('n', False, True), ('f', False, False)]
-PARAMS += [('BLOCK', True, False)]
+PARAMS += [('d', False, False), ('BLOCK', True, False)]
 
 
 class Jitted:
@@ -42,10 +42,11 @@ def driver(monkeypatch):
 
 
 X = torch.zeros(64)
+D, HALF, ELSEWHERE = (SimpleNamespace(base=x, block_shape=(8, 8)) for x in (X, X.half(), X[1:]))
 
 
-def arguments(x=X, pair=(X, X), s=(160, 32, 3), n=7, f=0.5):
-    return x, pair, s, n, f
+def arguments(x=X, pair=(X, X), s=(160, 32, 3), n=7, f=0.5, d=D):
+    return x, pair, s, n, f, d
 
 
 def test_the_second_launch_is_direct(driver):
@@ -56,7 +57,7 @@ def test_the_second_launch_is_direct(driver):
     head = (6, 2, 1, 'stream 0', 'function', False, False, None, None, 'packed', None, None, None)
     address = X.data_ptr()
     assert jitted.compiled == 1
-    assert jitted.called == [(*head, address, (address, address), (160, 32, 3), 6, 0.5, 32)]
+    assert jitted.called == [(*head, address, (address, address), (160, 32, 3), 6, 0.5, D, 32)]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def test_the_second_launch_is_direct(driver):
         dict(s=(160, 2**31, 3)),
         dict(n=2**31),
         dict(f=1),
+        dict(d=HALF),
         dict(BLOCK=64),
         dict(num_warps=8),
         dict(device=1),
@@ -89,7 +91,11 @@ def test_a_kernel_of_its_own(change, driver):
     assert jitted.compiled == 2 and len(jitted.called) == 1
 
 
-@pytest.mark.parametrize('change', [dict(x=X[16:]), dict(s=(16, 48, 5)), dict(n=1), dict(n=16), dict(f=2.0)], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [dict(x=X[16:]), dict(s=(16, 48, 5)), dict(n=1), dict(n=16), dict(f=2.0), dict(d=ELSEWHERE)],
+    ids=str,
+)
 def test_the_same_kernel(change, driver):
     jitted = Jitted()
     kernel = launch.Kernel(jitted)

@@ -20,7 +20,7 @@ from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
-from bigla.triton.mlp import Half, launch_residual_mlp, launch_swiglu  # noqa: E402
+from bigla.triton.mlp import Half, launch_projected_mlp, launch_residual_mlp, launch_swiglu  # noqa: E402
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
@@ -263,6 +263,45 @@ def test_block_parts(arch, compiled, tmp_path):
     launch_conv_norm(image, empty(48, 3, 3, 3), *vectors, 2, 1e-5, 'gelu', torch.float32, torch.float32)
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
+
+
+@pytest.mark.parametrize('C, H', [(192, 512), (96, 256), (40, 104)])
+def test_end_of_a_block_on_hopper(C, H, compiled, tmp_path):
+    """All variants: no spills, and products that run while others do."""
+    compiled.target(90)
+    for stream in (torch.float32, BF16):
+        for bias, factors in ((False, False), (True, True)):
+            x = torch.empty(2, 6000, C, dtype=stream, device='meta')
+            weight, factor = torch.empty(C, device='meta'), torch.empty(2, device='meta') if factors else None
+            proj, fc1, fc2 = (torch.empty(shape, dtype=BF16, device='meta') for shape in ((C, C), (2 * H, C), (C, H)))
+            half = Half(x, None, weight, weight if bias else None, fc1, fc2, factor, factor)
+            y = launch_projected_mlp(x.to(BF16), proj, half, 1e-5)
+            assert y.shape == x.shape and y.dtype == x.dtype
+    assert [name for name, _ in compiled.launched] == ['block_end_kernel'] * 4
+    for _, kernel in compiled.launched:
+        assert kernel.metadata.shared <= SHARED[90] * 1024
+        assert code(kernel, tmp_path, 128).stack == 0
+        assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
+
+
+@pytest.mark.parametrize(
+    'arch, C, H, dtype',
+    [
+        (80, 192, 512, BF16),
+        (100, 192, 512, BF16),
+        (90, 256, 512, BF16),
+        (90, 36, 80, BF16),
+        (90, 192, 512, torch.float32),
+    ],
+    ids=str,
+)
+def test_end_of_a_block_elsewhere(arch, C, H, dtype, compiled):
+    """By the kernels of its parts on other GPUs, in other precisions, of rows that cannot be copied as they are."""
+    compiled.target(arch)
+    x = torch.empty(2, 9000, C, dtype=dtype, device='meta')
+    proj, fc1, fc2 = (torch.empty(shape, dtype=dtype, device='meta') for shape in ((C, C), (2 * H, C), (C, H)))
+    launch_projected_mlp(x, proj, Half(x, None, torch.empty(C, device='meta'), None, fc1, fc2, None, None), 1e-5)
+    assert compiled.launched and 'block_end_kernel' not in {name for name, _ in compiled.launched}
 
 
 def test_unsupported_on_cpu():

@@ -12,6 +12,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..composed import MixerTensors
@@ -20,7 +21,14 @@ from .casts import cast
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad, launch_token_mixer, launch_token_mixer_grad, token_rows
-from .mlp import Half, launch_mlp, launch_mlp_grad, launch_residual_mlp, launch_residual_mlp_grad
+from .mlp import (
+    Half,
+    launch_mlp,
+    launch_mlp_grad,
+    launch_projected_mlp,
+    launch_residual_mlp,
+    launch_residual_mlp_grad,
+)
 from .norm import launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, Gates, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
@@ -393,8 +401,10 @@ def _run_token_mixer(
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        weights = cast(inner, t.packed, [proj_weight])
-        return launch_token_mixer(t, *weights, num_heads, act, eps, head_eps, C, one, keep)
+        packed, proj = cast(inner, t.packed, [proj_weight])
+        z, *kept = launch_token_mixer(t, packed, num_heads, act, eps, head_eps, C, one, keep)
+        branch = F.linear(z, proj).view(x.shape)
+    return branch, z if keep else z.new_empty(0), *kept
 
 
 def _fake_token_mixer(
@@ -404,17 +414,17 @@ def _fake_token_mixer(
     branch = x.new_empty(x.shape, dtype=inner)
     if not keep:
         return branch, *(branch.new_empty(0) for _ in range(7))
-    local, y = (branch.new_empty(B, H * W, dims) for _ in range(2))
+    z, local = (branch.new_empty(B, H * W, dims) for _ in range(2))
     projected = branch.new_empty(B, H * W, 3 * dims + low.shape[0])
     saved = _fake_mixer(projected, local, dw, db, gb, ow, lw, num_heads, eps, act, C, one, keep)[1:]
-    return branch, local, projected, y, *saved
+    return branch, z, local, projected, *saved
 
 
 def _run_token_mixer_backward(
     dbranch: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, conv_weight: Tensor, qkv_weight: Tensor,
     gate_weight: Tensor, low_weight: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
-    out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, local: Tensor, projected: Tensor,
-    y: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor, num_heads: int, act: bool, eps: float,
+    out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, z: Tensor, local: Tensor,
+    projected: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor, num_heads: int, act: bool, eps: float,
     head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
@@ -425,11 +435,11 @@ def _run_token_mixer_backward(
         x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
-    local, projected, y, *saved = (kept.contiguous() for kept in (local, projected, y, o, state, total, hard))
+    z, local, projected, *saved = (kept.contiguous() for kept in (z, local, projected, o, state, total, hard))
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False), Sums() as sums:
         weights = cast(inner, t.packed, [proj_weight])
         grads = launch_token_mixer_grad(
-            sums, dbranch.contiguous(), None, t, *weights, local, projected, y, saved,
+            sums, dbranch.contiguous(), None, t, *weights, z, local, projected, saved,
             num_heads, act, eps, head_eps, C, one,
         )  # fmt: skip
     return _as_dense(grads, t)
@@ -630,9 +640,10 @@ def _fake_residual_mlp_backward(dy, x, branch, norm_weight, norm_bias, fc1, fc2,
 
 def _half(x, branch, norm_weight, norm_bias, fc1, fc2, scale, branch_scale) -> Half:
     """The tensors of a residual MLP as its launchers take them; W1 and W2 are."""
-    vectors = (None if v is None else v.contiguous() for v in (norm_weight, norm_bias))
-    factors = (None if v is None else v.contiguous() for v in (scale, branch_scale))
-    return Half(x.contiguous(), branch.contiguous(), *vectors, fc1, fc2, *factors)
+    branch, norm_weight, norm_bias, scale, branch_scale = (
+        None if v is None else v.contiguous() for v in (branch, norm_weight, norm_bias, scale, branch_scale)
+    )
+    return Half(x.contiguous(), branch, norm_weight, norm_bias, fc1, fc2, scale, branch_scale)
 
 
 def _run_block(
@@ -641,27 +652,27 @@ def _run_block(
     out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, mlp_norm_weight: Tensor,
     mlp_norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None, branch_scale: Tensor | None,
     num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     t = MixerTensors(
         x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         packed, proj, *weights = cast(inner, t.packed, [proj_weight], [fc1], [fc2])
-        branch, *kept = launch_token_mixer(t, packed, proj, num_heads, act, eps, head_eps, C, one, keep)
-        y = launch_residual_mlp(_half(t.x, branch, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale), eps)
-    return y, branch if keep else branch.new_empty(0), *kept
+        z, *kept = launch_token_mixer(t, packed, num_heads, act, eps, head_eps, C, one, keep)
+        half = _half(t.x, None, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale)
+        y = launch_projected_mlp(z, proj, half, eps)
+    return y, z if keep else z.new_empty(0), *kept
 
 
 def _fake_block(
     x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, mw, mb, fc1, fc2, scale, branch_scale, num_heads, act, eps,
     head_eps, inner, C, one, keep,
 ):  # fmt: skip
-    branch, *kept = _fake_token_mixer(
+    kept = _fake_token_mixer(
         x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, num_heads, act, eps, head_eps, inner, C, one, keep
-    )
-    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, inner))
-    return y, branch if keep else branch.new_empty(0), *kept
+    )[1:]
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, inner)), *kept
 
 
 def _run_block_backward(
@@ -669,8 +680,8 @@ def _run_block_backward(
     gate_weight: Tensor, low_weight: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
     out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, mlp_norm_weight: Tensor,
     mlp_norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None, branch_scale: Tensor | None,
-    branch: Tensor, local: Tensor, projected: Tensor, z: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor,
-    num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
+    z: Tensor, local: Tensor, projected: Tensor, o: Tensor, state: Tensor, total: Tensor, hard: Tensor, num_heads: int,
+    act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
     Tensor, Tensor, Tensor, Tensor, Tensor
@@ -681,13 +692,14 @@ def _run_block_backward(
         x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
-    local, projected, z, *saved = (kept.contiguous() for kept in (local, projected, z, o, state, total, hard))
+    z, local, projected, *saved = (kept.contiguous() for kept in (z, local, projected, o, state, total, hard))
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False), Sums() as sums:
         packed, proj, *weights = cast(inner, t.packed, [proj_weight], [fc1], [fc2])
+        branch = F.linear(z, proj).view(x.shape)
         half = _half(t.x, branch, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale)
         dx, dbranch, *of_mlp = launch_residual_mlp_grad(sums, dy.contiguous(), half, eps)
         grads = launch_token_mixer_grad(
-            sums, dbranch, dx, t, packed, proj, local, projected, z, saved, num_heads, act, eps, head_eps, C, one
+            sums, dbranch, dx, t, packed, proj, z, local, projected, saved, num_heads, act, eps, head_eps, C, one
         )
     grads = _as_dense((*grads, *of_mlp), (*t, mlp_norm_weight, mlp_norm_bias, fc1, fc2))
     return *grads, dx.new_empty(0), dx.new_empty(0)  # of the factors there is none

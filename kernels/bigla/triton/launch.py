@@ -19,11 +19,16 @@ from .primitives import INTERPRETED
 KNOWN = triton.__version__.startswith('3.6.')
 
 
-def kernel(fn: Callable | None = None, *, do_not_specialize: tuple[str, ...] = ()) -> Any:
-    """Like `triton.jit`, for kernels whose constants come last and are given by name."""
+def kernel(
+    fn: Callable | None = None, *, do_not_specialize: tuple[str, ...] = (), jit: Callable[..., Any] = triton.jit
+) -> Any:
+    """Like `jit`, Triton's or Gluon's, for kernels whose constants come last and are given by name.
+
+    These tell all of a tensor descriptor but its dtype.
+    """
     if fn is None:
-        return functools.partial(kernel, do_not_specialize=do_not_specialize)
-    jitted = triton.jit(fn, do_not_specialize=do_not_specialize)
+        return functools.partial(kernel, do_not_specialize=do_not_specialize, jit=jit)
+    jitted = jit(fn, do_not_specialize=do_not_specialize)
     return jitted if INTERPRETED or not KNOWN else Kernel(jitted)
 
 
@@ -38,8 +43,8 @@ def traits(x: Any) -> Any:
 def describer(args: tuple, general: list[bool]) -> Callable[..., tuple[tuple, tuple]]:
     """A function of a kernel's arguments that gives their traits, and the arguments with addresses for tensors.
 
-    What is a tensor, a tuple of tensors or neither is so in all launches with the same constants. So this is written
-    out for them, as Triton does it, too, where a loop would ask each.
+    What is a tensor, a descriptor, a tuple of tensors or none of them is so in all launches with the same constants. So
+    this is written out for them, as Triton does it, too, where a loop would ask each.
 
     Args:
         args: Of the first launch.
@@ -57,6 +62,9 @@ def describer(args: tuple, general: list[bool]) -> Callable[..., tuple[tuple, tu
             described += f'{tensor}.dtype', f'p{tensor} % 16'
         if isinstance(x, Tensor):
             values.append(f'p{name}')
+        elif hasattr(x, 'block_shape'):  # a descriptor, whose address 16 divides
+            described.append(f'{name}.base.dtype')
+            values.append(name)
         elif tensors:
             values.append(f'({", ".join(f"p{tensor}" for tensor in tensors)},)')
         else:

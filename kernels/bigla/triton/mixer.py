@@ -84,40 +84,37 @@ def launch_mixer_grad(
 
 
 def launch_token_mixer(
-    t: MixerTensors, packed: Tensor, proj: Tensor, num_heads: int, act: bool, eps: float, head_eps: float, C: int,
-    one: bool, keep: bool,
+    t: MixerTensors, packed: Tensor, num_heads: int, act: bool, eps: float, head_eps: float, C: int, one: bool,
+    keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The branch (B, H, W, dims), and for the backward what was convolved, its packed projection and the gated output,
-    all (B, L, ..), and what `launch_mixer` returns besides the latter: seven empty tensors unless `keep`.
+    """z (B, L, dims), whose product with the projection is the branch, and for the backward what was convolved and its
+    packed projection, both (B, L, ..), and what `launch_mixer` returns besides z: six empty tensors unless `keep`.
 
-    `packed` and `proj` are the weights of both products, dense and of the dtype of all these.
+    `packed` are the weights of q, k, v, gate and low rank, dense and of the dtype of all these.
     """
-    inner = proj.dtype
     local = launch_conv(  # which alone holds the norm: it is gone before the projection is there
-        launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, inner)[1], t.conv_weight.contiguous(), act
+        launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, packed.dtype)[1], t.conv_weight.contiguous(), act
     ).flatten(1, 2)
     projected = F.linear(local, packed)
-    y, *saved = launch_mixer(projected, local, *t.of_heads, num_heads, head_eps, act, C, one, keep)
-    kept = (local, projected, y, *saved) if keep else tuple(y.new_empty(0) for _ in range(7))
-    del local, projected, saved
-    return F.linear(y, proj).view(t.x.shape), *kept
+    z, *saved = launch_mixer(projected, local, *t.of_heads, num_heads, head_eps, act, C, one, keep)
+    return z, *((local, projected, *saved) if keep else (z.new_empty(0) for _ in range(6)))
 
 
 def launch_token_mixer_grad(
-    sums: Sums, dbranch: Tensor, dx: Tensor | None, t: MixerTensors, packed: Tensor, proj: Tensor, local: Tensor,
-    projected: Tensor, y: Tensor, saved: Sequence[Tensor], num_heads: int, act: bool, eps: float, head_eps: float,
+    sums: Sums, dbranch: Tensor, dx: Tensor | None, t: MixerTensors, packed: Tensor, proj: Tensor, z: Tensor,
+    local: Tensor, projected: Tensor, saved: Sequence[Tensor], num_heads: int, act: bool, eps: float, head_eps: float,
     C: int, one: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of all of `t`, that of x added to `dx`; those of the parameters in float32.
 
-    Those of vectors and of the convolution are of `sums`. `saved` is what followed y.
+    Those of vectors and of the convolution are of `sums`. `saved` is what followed.
     """
     dims = t.x.shape[-1]
     dbranch = dbranch.view(-1, dims)
-    dy = (dbranch @ proj).view(y.shape)
-    dproj = product(dbranch.t(), y.flatten(0, 1))
+    dz = (dbranch @ proj).view(z.shape)
+    dproj = product(dbranch.t(), z.flatten(0, 1))
     dprojected, dlocal, *of_heads = launch_mixer_grad(
-        sums, dy, projected, local, *t.of_heads, *saved, num_heads, head_eps, act, C, one
+        sums, dz, projected, local, *t.of_heads, *saved, num_heads, head_eps, act, C, one
     )
     dprojected = dprojected.flatten(0, 1)
     dlocal.flatten(0, 1).addmm_(dprojected, packed)

@@ -9,6 +9,8 @@ channels of a tile of tokens fit into a program's registers, the sum and the nor
 it are part of it, and not even u is written::
 
     s = x + f branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
+
+On Hopper the projection that the branch comes from is part of it, too: see `hopper.py`.
 """
 
 from typing import NamedTuple
@@ -21,11 +23,14 @@ from torch import Tensor
 
 from .activations import sigmoid
 from .casts import scaled
-from .launch import kernel
+from .launch import KNOWN, kernel
 from .norm import launch_norm, launch_norm_grad, load_factor
-from .primitives import block, capability, ceil_div, plain_precision
+from .primitives import INTERPRETED, block, capability, ceil_div, plain_precision
 from .products import add_product, product
 from .sums import Sums
+
+if KNOWN and not INTERPRETED:  # Gluon is as new as that, and has no interpreter
+    from . import hopper
 
 
 class Tile(NamedTuple):
@@ -213,7 +218,7 @@ class Half(NamedTuple):
     """The tensors of a residual MLP: dense ones, W1 and W2 of one dtype."""
 
     x: Tensor  # (B, .., C)
-    branch: Tensor
+    branch: Tensor | None
     norm_weight: Tensor
     norm_bias: Tensor | None
     fc1: Tensor
@@ -241,6 +246,24 @@ def launch_residual_mlp(t: Half, eps: float) -> Tensor:
         FACTORS=t.factors is not None, **tile._asdict(),
     )  # fmt: skip
     return y
+
+
+def launch_projected_mlp(z: Tensor, proj: Tensor, t: Half, eps: float) -> Tensor:
+    """`launch_residual_mlp` with z (.., C) times `proj` for the branch; both are dense, and of W1's dtype."""
+    if _on_hopper(z, proj, t):
+        return hopper.launch_block_end(z, proj, t, eps)
+    return launch_residual_mlp(t._replace(branch=F.linear(z, proj).view(t.x.shape)), eps)
+
+
+def _on_hopper(z: Tensor, proj: Tensor, t: Half) -> bool:
+    """Whether Hopper's kernel is there, takes these, and is the fastest."""
+    if not KNOWN or INTERPRETED or capability() != 90:
+        return False
+    C, H = t.fc2.shape
+    many = z.numel() >= hopper.FEWEST * C and C <= hopper.WIDEST
+    rows = C % 8 == 0 and H % 8 == 0 and all(m.data_ptr() % 16 == 0 for m in (t.x, z, proj, t.fc1, t.fc2))
+    dtypes = z.dtype != torch.float32 and t.x.dtype in (torch.float32, z.dtype)
+    return many and rows and dtypes
 
 
 def _launch_apart(t: Half, eps: float) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bigla import add_norm, bigla_mixer, block, conv_norm, depthwise_conv, gated_mlp, residual_mlp
+from bigla.triton.mlp import Half, launch_projected_mlp
 
 pytestmark = pytest.mark.gpu
 
@@ -11,6 +12,12 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def _fused_however_few(monkeypatch):
     monkeypatch.setattr('bigla.triton.mlp.FEWEST', 0)
+    monkeypatch.setattr('bigla.triton.hopper.FEWEST', 0)
+
+
+on_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason='needs an H100 or H200'
+)
 
 
 DTYPES = pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16'])
@@ -141,9 +148,15 @@ def test_a_thousand_launches_of_the_parts(derive):
 
 @pytest.mark.parametrize('bias', [True, False], ids=['LayerNorm', 'RMSNorm'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
-@pytest.mark.parametrize('C, num_heads, act', [(96, 3, False), (192, 3, True), (768, 24, False)])
-def test_block(C, num_heads, act, dtype, bias, whole_block, derive):
-    """As `check`, in the float32 stream that autocast leaves, samples dropped; again, and compiled: the same bits."""
+@pytest.mark.parametrize(
+    'C, num_heads, act, fewest', [(96, 3, False, 0), (192, 3, True, 0), (192, 3, True, 10**9), (768, 24, False, 0)]
+)
+def test_block(C, num_heads, act, fewest, dtype, bias, whole_block, derive, monkeypatch):
+    """As `check`, in the float32 stream that autocast leaves, samples dropped; again, and compiled: the same bits.
+
+    With and without Hopper's kernel for its end.
+    """
+    monkeypatch.setattr('bigla.triton.hopper.FEWEST', fewest)
     torch.manual_seed(0)
     tensors = whole_block(3, 31, 42, C, num_heads=num_heads, rank=16, H=C * 8 // 3 // 32 * 32, bias=bias)
     tensors = [None if t is None else t.cuda() for t in tensors]
@@ -166,6 +179,66 @@ def test_block(C, num_heads, act, dtype, bias, whole_block, derive):
     torch._dynamo.reset()
     for a, b in zip(derive(torch.compile(run('triton'), fullgraph=True, dynamic=True), tensors), got, strict=True):
         assert a.equal(b)
+
+
+def end_of_a_block(B, L, C, H, dtype, stream, bias, factors):
+    """z, the projection and the rest of what `launch_projected_mlp` takes."""
+    torch.manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, device='cuda') / shape[-1] ** 0.5
+
+    x, z = (C**0.5 * normal(B, L, C) for _ in range(2))
+    vectors = 1 + normal(C), normal(C) if bias else None
+    scale, branch_scale = (torch.rand(B, device='cuda').to(stream) if factors else None for _ in range(2))
+    fc1, fc2 = normal(2 * H, C).to(dtype), normal(C, H).to(dtype)
+    return z.to(dtype), normal(C, C).to(dtype), Half(x.to(stream), None, *vectors, fc1, fc2, scale, branch_scale)
+
+
+@on_hopper
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+@pytest.mark.parametrize(
+    'B, L, C, H, stream, bias, factors',
+    [
+        (1, 1, 192, 512, None, False, False),  # one token of 128 that a program takes at a time
+        (1, 64, 8, 8, torch.float32, True, True),  # as narrow as it gets
+        (3, 65, 64, 32, torch.float32, False, True),
+        (2, 127, 40, 104, None, True, False),
+        (1, 129, 128, 64, torch.float32, True, False),
+        (5, 9001, 192, 512, torch.float32, True, True),  # programs that take some tiles each
+        (5, 9001, 160, 520, None, False, True),
+        (2, 67200, 96, 256, torch.float32, False, False),
+    ],
+)
+def test_end_of_a_block(B, L, C, H, stream, bias, factors, dtype, monkeypatch):
+    """Hopper's kernel against float64 and against the kernels of its parts; twenty times the same bits."""
+    z, proj, t = end_of_a_block(B, L, C, H, dtype, stream or dtype, bias, factors)
+    with monkeypatch.context() as patch:
+        patch.setattr('bigla.triton.hopper.launch_block_end', None)
+        with pytest.raises(TypeError):  # it is what runs below
+            launch_projected_mlp(z, proj, t, 1e-5)
+        patch.setattr('bigla.triton.hopper.FEWEST', 10**9)
+        peer = launch_projected_mlp(z, proj, t, 1e-5)
+    got = launch_projected_mlp(z, proj, t, 1e-5)
+    x, _, *vectors, fc1, fc2, scale, branch_scale = (None if v is None else v.double() for v in t)
+    branch = z.double() @ proj.double().t()
+    want = residual_mlp(x, branch, *vectors, fc1, fc2, scale, branch_scale, eps=1e-5, impl='reference')
+    mine, theirs = ((y.double() - want).norm() / want.norm() for y in (got, peer))
+    assert got.dtype == peer.dtype and mine <= 1.2 * theirs + ROUNDING[dtype] / 2, (mine, theirs)
+    assert all(launch_projected_mlp(z, proj, t, 1e-5).equal(got) for _ in range(20))
+
+
+@on_hopper
+def test_a_thousand_ends_of_a_block():
+    """Programs whose warps wait for each other at barriers of their own: no run differs, none hangs."""
+    some = [
+        end_of_a_block(B, L, 192, 512, torch.bfloat16, torch.float32, False, False) for B, L in ((3, 50), (9, 4000))
+    ]
+    want = [launch_projected_mlp(*args, 1e-5) for args in some]
+    differ = torch.zeros(2, dtype=torch.int64, device='cuda')
+    for _ in range(1000):
+        differ += torch.stack([(launch_projected_mlp(*args, 1e-5) != y).any() for args, y in zip(some, want)])
+    assert not differ.any(), differ
 
 
 def test_compile_the_parts(part, derive):
