@@ -244,6 +244,7 @@ def compute(
         z = ()
         for p in gl.static_range(P):
             z = z + (rows.index((n + group) % STAGES * P + p).load(LEFT),)
+        fence_async_shared()  # or the copy that follows overtakes loads under way
         release(empty, n)
         release(empty, n + 1)
         n += 2
