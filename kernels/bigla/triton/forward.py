@@ -335,7 +335,7 @@ def scan(state: Tensor, total: Tensor, B: int, NT: int, H: int, K: int, V: int, 
     COLS = min(cfg.scan_block, block(V))
     ROWS = min(cfg.scan_block // COLS, block(K))
     slices = ceil_div(K, ROWS) * ceil_div(V, COLS)
-    segment = cfg.scan_segment if NT // cfg.scan_segment > 1 else NT
+    segment = cfg.scan_segment if 2 * cfg.scan_segment < NT else NT
     NS = ceil_div(NT, segment)
     part, part_total = (total.new_empty(B * H * 2 * NS * size) for size in (K * V, K))
     for store in (False, True) if NS > 1 else (True,):

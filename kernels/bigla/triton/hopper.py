@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Channels that fit into a program's registers, and tokens: fewer take longer in one kernel than in its parts.
 WIDEST = 192
-FEWEST = 6144
+FEWEST = 5120
 
 SIDE = gl.constexpr(64)  # tokens of a group, and the side of the pieces in which everything is multiplied
 HIDDEN = gl.constexpr(32)  # hidden channels at a time
@@ -371,6 +371,10 @@ def launch_block_end(z: Tensor, proj: Tensor, t: 'Half', eps: float) -> Tensor:
 
 def pieces(matrix: Tensor, height: int, width: int = SIDE.value) -> TensorDescriptor:
     """What is copied of a matrix at a time."""
-    bits = 8 * matrix.itemsize
-    layout = gl.NVMMASharedLayout(min(128, width * bits // 8), bits, 2)
-    return TensorDescriptor.from_tensor(matrix, [height, width], layout)
+    return TensorDescriptor.from_tensor(matrix, [height, width], shared_layout(8 * matrix.itemsize, width))
+
+
+@functools.cache
+def shared_layout(bits: int, width: int) -> gl.NVMMASharedLayout:
+    """Where the rows of a piece lie, of numbers of so many bits."""
+    return gl.NVMMASharedLayout(min(128, width * bits // 8), bits, 2)

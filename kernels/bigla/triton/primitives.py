@@ -58,7 +58,7 @@ class Config(NamedTuple):
     grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
     scan_block: int = 128  # state elements a program of the scan
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
-    scan_segment: int = 32  # chunks that a program of the scan takes where there are more than twice as many
+    scan_segment: int = 64  # chunks that a program of the scan takes where there are more than twice as many
 
 
 # By dtype and block(K). Where four warps meet a dot of 64 rows or more, Triton takes Hopper's wgmma, with which 3.6
