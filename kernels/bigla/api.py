@@ -558,7 +558,8 @@ def block(
 
         s = x + branch_scale token_mixer(x)      y = s + scale mlp(norm(s))
 
-    One operator sums up the gradients of x where it makes the last of them. It keeps for the backward what two would.
+    One operator sums up the gradients of x where it makes the last of them. The branch between the halves is not kept,
+    but made again for the backward; in half precision it may be added unrounded.
 
     Args:
         x: (B, H, W, C); float16, bfloat16, float32 or float64.

@@ -42,7 +42,15 @@ def driver(monkeypatch):
 
 
 X = torch.zeros(64)
-D, HALF, ELSEWHERE = (SimpleNamespace(base=x, block_shape=(8, 8)) for x in (X, X.half(), X[1:]))
+
+
+def descriptor(x):
+    gluon = pytest.importorskip('triton.experimental.gluon.nvidia.hopper')
+    layout = pytest.importorskip('triton.experimental.gluon.language').NVMMASharedLayout(32, 8 * x.itemsize, 2)
+    return gluon.TensorDescriptor.from_tensor(x.view(-1, 8), [8, 8], layout)
+
+
+D, HALF, ELSEWHERE = (descriptor(x) for x in (X, X.half(), X[16:]))
 
 
 def arguments(x=X, pair=(X, X), s=(160, 32, 3), n=7, f=0.5, d=D):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -18,9 +19,10 @@ from bigla.triton import unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
+from bigla.triton.launch import KNOWN  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
-from bigla.triton.mlp import Half, launch_projected_mlp, launch_residual_mlp, launch_swiglu  # noqa: E402
+from bigla.triton.mlp import Half, _on_hopper, launch_projected_mlp, launch_residual_mlp, launch_swiglu  # noqa: E402
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm  # noqa: E402
@@ -265,23 +267,62 @@ def test_block_parts(arch, compiled, tmp_path):
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
 
 
-@pytest.mark.parametrize('C, H', [(192, 512), (96, 256), (40, 104)])
-def test_end_of_a_block_on_hopper(C, H, compiled, tmp_path):
+needs_gluon = pytest.mark.skipif(not KNOWN, reason='needs Triton 3.6')
+
+
+def half_a_block(C: int, H: int, stream: torch.dtype, dtype: torch.dtype, bias: bool = False, **factors) -> tuple:
+    """z, the projection and the other tensors of `launch_projected_mlp`."""
+    x = torch.empty(2, 6000, C, dtype=stream, device='meta')
+    proj, fc1, fc2 = (torch.empty(shape, dtype=dtype, device='meta') for shape in ((C, C), (2 * H, C), (C, H)))
+    weight, factor = torch.empty(C, device='meta'), torch.empty(2, device='meta')
+    scale, branch_scale = (factor if factors.get(name) else None for name in ('scale', 'branch_scale'))
+    return x.to(dtype), proj, Half(x, None, weight, weight if bias else None, fc1, fc2, scale, branch_scale)
+
+
+@needs_gluon
+@pytest.mark.parametrize(
+    'C, H, stream, dtype',
+    [
+        (192, 512, torch.float32, BF16),
+        pytest.param(192, 512, torch.float16, torch.float16, marks=pytest.mark.slow),
+        pytest.param(96, 256, torch.float32, torch.float16, marks=pytest.mark.slow),
+        pytest.param(40, 104, BF16, BF16, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_end_of_a_block_on_hopper(C, H, stream, dtype, compiled, tmp_path, monkeypatch):
     """All variants: no spills, and products that run while others do."""
     compiled.target(90)
-    for stream in (torch.float32, BF16):
-        for bias, factors in ((False, False), (True, True)):
-            x = torch.empty(2, 6000, C, dtype=stream, device='meta')
-            weight, factor = torch.empty(C, device='meta'), torch.empty(2, device='meta') if factors else None
-            proj, fc1, fc2 = (torch.empty(shape, dtype=BF16, device='meta') for shape in ((C, C), (2 * H, C), (C, H)))
-            half = Half(x, None, weight, weight if bias else None, fc1, fc2, factor, factor)
-            y = launch_projected_mlp(x.to(BF16), proj, half, 1e-5)
-            assert y.shape == x.shape and y.dtype == x.dtype
-    assert [name for name, _ in compiled.launched] == ['block_end_kernel'] * 4
+    monkeypatch.setattr('bigla.triton.hopper.multiprocessors', lambda device: 132)
+    for bias, scale, branch_scale in product((False, True), repeat=3):
+        options = dict(bias=bias, scale=scale, branch_scale=branch_scale)
+        z, proj, half = half_a_block(C, H, stream, dtype, **options)
+        y = launch_projected_mlp(z, proj, half, 1e-5)
+        assert y.shape == half.x.shape and y.dtype == half.x.dtype
+    assert [name for name, _ in compiled.launched] == ['block_end_kernel'] * 8
     for _, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[90] * 1024
         assert code(kernel, tmp_path, 128).stack == 0
         assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
+
+
+def shifted(x: torch.Tensor) -> torch.Tensor:
+    """Not at a multiple of 16 bytes."""
+    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+
+
+@needs_gluon
+def test_what_hopper_takes(compiled, monkeypatch):
+    compiled.target(90)
+    z, proj, half = half_a_block(192, 512, torch.float32, BF16)
+    assert _on_hopper(z, proj, half)
+    assert not _on_hopper(z[:1, :5000], proj, half)
+    assert not _on_hopper(shifted(z), proj, half)
+    assert not _on_hopper(z, proj, half._replace(x=half.x.half()))
+    assert not _on_hopper(*half_a_block(192, 516, torch.float32, BF16))
+    assert not _on_hopper(*half_a_block(192, 512, BF16, torch.float32))
+    monkeypatch.setattr('bigla.triton.mlp.KNOWN', False)
+    assert not _on_hopper(z, proj, half)
 
 
 @pytest.mark.parametrize(
@@ -298,9 +339,7 @@ def test_end_of_a_block_on_hopper(C, H, compiled, tmp_path):
 def test_end_of_a_block_elsewhere(arch, C, H, dtype, compiled):
     """By the kernels of its parts on other GPUs, in other precisions, of rows that cannot be copied as they are."""
     compiled.target(arch)
-    x = torch.empty(2, 9000, C, dtype=dtype, device='meta')
-    proj, fc1, fc2 = (torch.empty(shape, dtype=dtype, device='meta') for shape in ((C, C), (2 * H, C), (C, H)))
-    launch_projected_mlp(x, proj, Half(x, None, torch.empty(C, device='meta'), None, fc1, fc2, None, None), 1e-5)
+    launch_projected_mlp(*half_a_block(C, H, dtype, dtype), 1e-5)
     assert compiled.launched and 'block_end_kernel' not in {name for name, _ in compiled.launched}
 
 

@@ -695,7 +695,7 @@ def _run_block_backward(
     z, local, projected, *saved = (kept.contiguous() for kept in (z, local, projected, o, state, total, hard))
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False), Sums() as sums:
         packed, proj, *weights = cast(inner, t.packed, [proj_weight], [fc1], [fc2])
-        branch = F.linear(z, proj).view(x.shape)
+        branch = F.linear(z, proj).view(x.shape)  # rounded, where the forward may have added it as it was accumulated
         half = _half(t.x, branch, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale)
         dx, dbranch, *of_mlp = launch_residual_mlp_grad(sums, dy.contiguous(), half, eps)
         grads = launch_token_mixer_grad(

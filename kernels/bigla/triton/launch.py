@@ -17,6 +17,8 @@ from .primitives import INTERPRETED
 
 # Whose compiled kernels are called directly, with the arguments that they take there.
 KNOWN = triton.__version__.startswith('3.6.')
+if KNOWN:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
 def kernel(
@@ -62,7 +64,7 @@ def describer(args: tuple, general: list[bool]) -> Callable[..., tuple[tuple, tu
             described += f'{tensor}.dtype', f'p{tensor} % 16'
         if isinstance(x, Tensor):
             values.append(f'p{name}')
-        elif hasattr(x, 'block_shape'):  # a descriptor, whose address 16 divides
+        elif isinstance(x, TensorDescriptor):  # whose address 16 divides
             described.append(f'{name}.base.dtype')
             values.append(name)
         elif tensors:

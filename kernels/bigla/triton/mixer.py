@@ -107,7 +107,7 @@ def launch_token_mixer_grad(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of all of `t`, that of x added to `dx`; those of the parameters in float32.
 
-    Those of vectors and of the convolution are of `sums`. `saved` is what followed.
+    Those of vectors and of the convolution are of `sums`. `saved` is what `launch_mixer` returned besides z.
     """
     dims = t.x.shape[-1]
     dbranch = dbranch.view(-1, dims)
