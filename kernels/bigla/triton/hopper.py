@@ -26,8 +26,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .activations import sigmoid
 from .launch import kernel
-from .primitives import LOG2E, ceil_div
+from .norm import load_factor
+from .primitives import ceil_div
 
 if TYPE_CHECKING:
     from .mlp import Half
@@ -46,13 +48,6 @@ LEFT = gl.constexpr(gl.DotOperandLayout(0, MMA, 2))
 COLUMN = gl.constexpr(gl.SliceLayout(0, MMA))
 ROW = gl.constexpr(gl.SliceLayout(1, MMA))
 BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
-
-
-@gluon.jit
-def sigmoid(x):
-    """As that of `activations`, which Gluon cannot call."""
-    e = gl.inline_asm_elementwise('ex2.approx.ftz.f32 $0, $1;', '=f,f', [-LOG2E * x], gl.float32, True, 1)
-    return gl.inline_asm_elementwise('rcp.approx.ftz.f32 $0, $1;', '=f,f', [1 + e], gl.float32, True, 1)
 
 
 @gluon.jit
@@ -182,7 +177,7 @@ def gated(h, f, SCALED: gl.constexpr, HALF: gl.constexpr):
     a, b = gl.split(gl.permute(gl.reshape(h, [SIDE, 2, HIDDEN]), (0, 2, 1)))
     u = a * sigmoid(a) * b
     if SCALED:
-        u = u * gl.convert_layout(f, gl.SliceLayout(1, u.type.layout))[:, None]
+        u = u * gl.convert_layout(f, u.type.layout)
     return gl.convert_layout(u.to(HALF), LEFT)
 
 
@@ -262,7 +257,7 @@ def compute(
             release(empty, n)
             n += 1
         if FACTORS:
-            f = gl.load(factors + m // L, mask=m < M, other=0.0).to(gl.float32)[:, None]
+            f = load_factor(factors, m, M, L)
         else:
             f = 1.0
         mbarrier.wait(x_full.index(group), phase)
@@ -271,7 +266,7 @@ def compute(
             acc = acc + (pieces.index(group * P + p).load(MMA).to(gl.float32) + branch[p] * f,)
         left = normalize(acc, norm_weight, norm_bias, eps, HALF, CENTER, C, P)
         if SCALED:
-            f = gl.load(scale + m // L, mask=m < M, other=0.0).to(gl.float32)
+            f = load_factor(scale, m, M, L)
         # The MLP: while the products of some hidden channels are gated, those gated before them are multiplied.
         wait_for(full, n)
         mbarrier.wait(mine, turn)
