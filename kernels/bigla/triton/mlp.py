@@ -10,7 +10,7 @@ it are part of it, and not even u is written::
 
     s = x + f branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
 
-On Hopper the projection that the branch comes from is part of it, too: see `hopper.py`.
+On Hopper the projection that the branch comes from is part of it, too: see `hopper`.
 """
 
 from typing import NamedTuple
@@ -210,8 +210,12 @@ def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
 
 def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, and of W1 and W2 in float32."""
-    u, dh = launch_swiglu(x, fc1, dy, fc2)
-    return dh @ fc1, product(dh.t(), x), product(dy.t(), u)
+    if _on_hopper(x, dy, fc1, fc2):
+        dx, u, dh = hopper.launch_mlp_grad(dy, x, fc1, fc2)
+    else:
+        u, dh = launch_swiglu(x, fc1, dy, fc2)
+        dx = dh @ fc1
+    return dx, product(dh.t(), x), product(dy.t(), u)
 
 
 class Half(NamedTuple):
@@ -250,20 +254,18 @@ def launch_residual_mlp(t: Half, eps: float) -> Tensor:
 
 def launch_projected_mlp(z: Tensor, proj: Tensor, t: Half, eps: float) -> Tensor:
     """`launch_residual_mlp` with z (.., C) times `proj` for the branch; both are dense, and of W1's dtype."""
-    if _on_hopper(z, proj, t):
+    if _on_hopper(z, t.x, t.fc1, t.fc2, proj) and t.x.dtype in (torch.float32, z.dtype):
         return hopper.launch_block_end(z, proj, t, eps)
     return launch_residual_mlp(t._replace(branch=F.linear(z, proj).view(t.x.shape)), eps)
 
 
-def _on_hopper(z: Tensor, proj: Tensor, t: Half) -> bool:
-    """Whether Hopper's kernel is there, takes these, and is the fastest."""
-    if not KNOWN or INTERPRETED or capability() != 90:
+def _on_hopper(x: Tensor, own: Tensor, fc1: Tensor, fc2: Tensor, *others: Tensor) -> bool:
+    """Whether Hopper's kernels are there, take x (.., C) with these, and are the fastest."""
+    if not KNOWN or INTERPRETED or capability() != 90 or x.dtype == torch.float32:
         return False
-    C, H = t.fc2.shape
-    many = z.numel() >= hopper.FEWEST * C and C <= hopper.WIDEST
-    rows = C % 8 == 0 and H % 8 == 0 and all(m.data_ptr() % 16 == 0 for m in (t.x, z, proj, t.fc1, t.fc2))
-    dtypes = z.dtype != torch.float32 and t.x.dtype in (torch.float32, z.dtype)
-    return many and rows and dtypes
+    C, H = fc2.shape
+    many = x.numel() >= hopper.FEWEST * C and C <= hopper.WIDEST
+    return many and C % 8 == 0 and H % 32 == 0 and all(m.data_ptr() % 16 == 0 for m in (x, own, fc1, fc2, *others))
 
 
 def _launch_apart(t: Half, eps: float) -> Tensor:

@@ -4,13 +4,9 @@ With z what the mixer's heads gave::
 
     s = x + f Wo z      y = s + scale W2 (SiLU(a) b)      [a, b] = W1 norm(s)
 
-A program stays on its multiprocessor, and its warps have roles. Two groups of four multiply, for 64 tokens each: what
-lies between x, z and y never leaves their registers. They take turns, so that one makes products while the other one
-makes norms or gates. One warp copies z and the weights, part by part, into a ring in shared memory, from which both
-groups read; another one copies x, to where y leaves from.
+What lies between x, z and y never leaves the registers of a group; see `parts.py`.
 """
 
-import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,62 +20,40 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .activations import sigmoid
-from .launch import kernel
-from .norm import load_factor
-from .primitives import ceil_div
+from ..activations import sigmoid
+from ..launch import kernel
+from ..norm import load_factor
+from .parts import (
+    COLUMN,
+    GROUPS,
+    HIDDEN,
+    LEFT,
+    MMA,
+    REGISTERS,
+    ROW,
+    SIDE,
+    WARPS,
+    allocate_barriers,
+    copy_columns,
+    copy_own,
+    copy_rows,
+    descriptor,
+    expect,
+    finish,
+    load_left,
+    multiply,
+    pieces,
+    place,
+    programs,
+    release,
+    wait_for,
+)
 
 if TYPE_CHECKING:
-    from .mlp import Half
+    from ..mlp import Half
 
-# Channels that fit into a program's registers, and tokens: fewer take longer in one kernel than in its parts. On an
-# H200, with ViG-T's channels, 4,096 take 20.7 us for 17.6, and 5,120 take 20.9 for 21.7.
-WIDEST = 192
-FEWEST = 5120
-
-SIDE = gl.constexpr(64)  # tokens of a group, and the side of the pieces in which everything is multiplied
-HIDDEN = gl.constexpr(32)  # hidden channels at a time
-GROUPS = gl.constexpr(2)
 STAGES = gl.constexpr(3)  # parts in the ring: as many as x leaves room for
-MMA = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
-LEFT = gl.constexpr(gl.DotOperandLayout(0, MMA, 2))
-COLUMN = gl.constexpr(gl.SliceLayout(0, MMA))
-ROW = gl.constexpr(gl.SliceLayout(1, MMA))
-BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
-
-
-@gluon.jit
-def place(n):
-    """Where in the ring the n-th part goes, and the phase of its barriers."""
-    return n % STAGES, n // STAGES & 1
-
-
-@gluon.jit
-def expect(full, empty, n, BYTES: gl.constexpr):
-    """Waits for room for the n-th part, of BYTES."""
-    at, phase = place(n)
-    mbarrier.wait(empty.index(at), phase ^ 1)
-    mbarrier.expect(full.index(at), BYTES)
-
-
-@gluon.jit
-def copy_rows(matrix, first, second, rows, full, n, P: gl.constexpr):
-    """HIDDEN rows from `first` and from `second` on."""
-    at = n % STAGES
-    for p in gl.static_range(P):
-        piece = rows.index(at * P + p)
-        tma.async_copy_global_to_shared(matrix, [first, p * SIDE], full.index(at), piece.slice(0, HIDDEN))
-        tma.async_copy_global_to_shared(matrix, [second, p * SIDE], full.index(at), piece.slice(HIDDEN, HIDDEN))
-
-
-@gluon.jit
-def copy_columns(matrix, first, columns, full, n, P: gl.constexpr):
-    """HIDDEN columns from `first` on."""
-    at = n % STAGES
-    for p in gl.static_range(P):
-        tma.async_copy_global_to_shared(matrix, [p * SIDE, first], full.index(at), columns.index(at * P + p))
 
 
 @gluon.jit
@@ -113,62 +87,15 @@ def copy_factors(z, proj, fc1, fc2, ring, tiles, H, P: gl.constexpr):
 
 
 @gluon.jit
-def copy_stream(x, stream, tiles, P: gl.constexpr):
-    """x of each group."""
-    pieces, full, empty = stream
-    BYTES: gl.constexpr = P * SIDE * SIDE * (x.dtype.primitive_bitwidth // 8)
-    phase = 1
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        for group in gl.static_range(GROUPS):
-            mbarrier.wait(empty.index(group), phase)
-            mbarrier.expect(full.index(group), BYTES)
-            for p in gl.static_range(P):
-                at = [(tile * GROUPS + group) * SIDE, p * SIDE]
-                tma.async_copy_global_to_shared(x, at, full.index(group), pieces.index(group * P + p))
-        phase ^= 1
-
-
-@gluon.jit
-def wait_for(full, n):
-    at, phase = place(n)
-    mbarrier.wait(full.index(at), phase)
-
-
-@gluon.jit
-def release(empty, n):
-    """The n-th part has been read."""
-    gl.thread_barrier()
-    mbarrier.arrive(empty.index(n % STAGES))
-
-
-@gluon.jit
-def multiply(x, rows, n, P: gl.constexpr):
-    """x W^T of P pieces x and the rows of the n-th part; under way.  (SIDE, SIDE)"""
-    acc = gl.zeros([SIDE, SIDE], gl.float32, MMA)
-    for p in gl.static_range(P):
-        w = rows.index(n % STAGES * P + p).permute((1, 0))
-        acc = warpgroup_mma(x[p], w, acc, use_acc=p > 0, is_async=True)
-    return acc
-
-
-@gluon.jit
-def add(u, acc, columns, n, P: gl.constexpr):
+def add(u, acc, ring, n, P: gl.constexpr):
     """acc + u W^T with the columns of the n-th part; under way.  P x (SIDE, SIDE)"""
+    rows, columns, full, empty = ring
+    at, _ = place(full, n)
     out = ()
     for p in gl.static_range(P):
-        w = columns.index(n % STAGES * P + p).permute((1, 0))
+        w = columns.index(at * P + p).permute((1, 0))
         out = out + (warpgroup_mma(u, w, acc[p], is_async=True),)
     return out
-
-
-@gluon.jit
-def finish(acc, u, later, P: gl.constexpr):
-    """`acc` when all products are done, which read u, and `later`, which is there before they are waited for."""
-    done = warpgroup_mma_wait(0, (u, later) + acc)
-    acc = ()
-    for p in gl.static_range(P):
-        acc = acc + (done[2 + p],)
-    return acc, done[1]
 
 
 @gluon.jit
@@ -222,11 +149,11 @@ def compute(
     SCALED: gl.constexpr, FACTORS: gl.constexpr,
 ):  # fmt: skip
     """y of one group's tokens."""
-    y, vectors, ring, stream, turns = shared
+    y, vectors, ring, own, turns = shared
     tiles, M, L, H, eps = sizes
     norm_weight, norm_bias, scale, factors = vectors
     rows, columns, full, empty = ring
-    pieces, x_full, x_empty = stream
+    x, x_full, x_empty = own
     HALF: gl.constexpr = rows.dtype
     mine, other = turns.index(group), turns.index(1 - group)
     n = 0
@@ -236,19 +163,12 @@ def compute(
         first = (tile * GROUPS + group) * SIDE
         m = first + gl.arange(0, SIDE, ROW)
         # The sum
-        wait_for(full, n)
-        wait_for(full, n + 1)
-        z = ()
-        for p in gl.static_range(P):
-            z = z + (rows.index((n + group) % STAGES * P + p).load(LEFT),)
-        fence_async_shared()  # or the copy that follows overtakes loads under way
-        release(empty, n)
-        release(empty, n + 1)
+        z = load_left(ring, n, group, P)
         n += 2
         branch = ()
         for p in gl.static_range(P):
             wait_for(full, n)
-            h = multiply(z, rows, n, P)
+            h = multiply(z, ring, n, P)
             if p == 0:  # the last tile's y has left by now
                 tma.store_wait(0)
                 gl.thread_barrier()  # some warp may have been the one that sent it
@@ -263,14 +183,14 @@ def compute(
         mbarrier.wait(x_full.index(group), phase)
         acc = ()
         for p in gl.static_range(P):
-            acc = acc + (pieces.index(group * P + p).load(MMA).to(gl.float32) + branch[p] * f,)
+            acc = acc + (x.index(group * P + p).load(MMA).to(gl.float32) + branch[p] * f,)
         left = normalize(acc, norm_weight, norm_bias, eps, HALF, CENTER, C, P)
         if SCALED:
             f = load_factor(scale, m, M, L)
         # The MLP: while the products of some hidden channels are gated, those gated before them are multiplied.
         wait_for(full, n)
         mbarrier.wait(mine, turn)
-        h = warpgroup_mma_wait(0, (multiply(left, rows, n, P),))
+        h = warpgroup_mma_wait(0, (multiply(left, ring, n, P),))
         mbarrier.arrive(other)
         turn ^= 1
         u = gated(h, f, SCALED, HALF)
@@ -279,25 +199,26 @@ def compute(
         for _ in range(HIDDEN, H, HIDDEN):
             wait_for(full, n)
             mbarrier.wait(mine, turn)
-            h = multiply(left, rows, n, P)
-            acc = add(u, acc, columns, n, P)
+            h = multiply(left, ring, n, P)
+            acc = add(u, acc, ring, n, P)
             h = warpgroup_mma_wait(P, (h,))
             mbarrier.arrive(other)
             turn ^= 1
-            acc, u = finish(acc, u, gated(h, f, SCALED, HALF), P)
+            acc, later = finish(acc, u, (gated(h, f, SCALED, HALF),), P)
+            u = later[0]
             release(empty, n)
             n += 1
         wait_for(full, n)
-        acc, u = finish(add(u, acc, columns, n, P), u, u, P)
+        acc, later = finish(add(u, acc, ring, n, P), u, (u,), P)
         release(empty, n)
         n += 1
         # Out where x came in
         for p in gl.static_range(P):
-            pieces.index(group * P + p).store(acc[p].to(pieces.dtype))
+            x.index(group * P + p).store(acc[p].to(x.dtype))
         fence_async_shared()
         gl.thread_barrier()
         for p in gl.static_range(P):
-            tma.async_copy_shared_to_global(y, [first, p * SIDE], pieces.index(group * P + p))
+            tma.async_copy_shared_to_global(y, [first, p * SIDE], x.index(group * P + p))
         phase ^= 1
     tma.store_wait(0)
 
@@ -310,41 +231,24 @@ def block_end_kernel(
 ):  # fmt: skip
     rows = gl.allocate_shared_memory(z.dtype, [STAGES * P, SIDE, SIDE], z.layout)
     columns = gl.allocate_shared_memory(z.dtype, [STAGES * P, SIDE, HIDDEN], fc2.layout)
-    pieces = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], x.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    x_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    x_empty = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    turns = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=GROUPS)
-    for i in gl.static_range(GROUPS):
-        mbarrier.init(x_full.index(i), count=1)
-        mbarrier.init(x_empty.index(i), count=1)
-        mbarrier.init(turns.index(i), count=1)
-    fence_async_shared()
+    own = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], x.layout)
+    full, empty, own_full, own_empty, turns = allocate_barriers(STAGES)
     tiles = gl.cdiv(M, GROUPS * SIDE)
     vectors = norm_weight, norm_bias, scale, factors
     ring = rows, columns, full, empty
-    stream = pieces, x_full, x_empty
-    shared = y, vectors, ring, stream, turns
+    own = own, own_full, own_empty
+    shared = y, vectors, ring, own, turns
     sizes = tiles, M, L, H, eps
     gl.warp_specialize(
         [
             (compute, (0, shared, sizes, C, P, CENTER, SCALED, FACTORS)),
             (compute, (1, shared, sizes, C, P, CENTER, SCALED, FACTORS)),
             (copy_factors, (z, proj, fc1, fc2, ring, tiles, H, P)),
-            (copy_stream, (x, stream, tiles, P)),
+            (copy_own, (x, own, tiles, P)),
         ],
-        [4, 1, 1],
-        [240, 24, 24],  # registers of a thread; the first group gets what they leave of 504, 240 as well
+        WARPS,
+        REGISTERS,
     )
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def launch_block_end(z: Tensor, proj: Tensor, t: 'Half', eps: float) -> Tensor:
@@ -357,22 +261,11 @@ def launch_block_end(z: Tensor, proj: Tensor, t: 'Half', eps: float) -> Tensor:
     M = t.x.numel() // C
     y = torch.empty_like(t.x)
     vectors = (t.norm_weight if v is None else v for v in (t.norm_weight, t.norm_bias, t.scale, t.factors))
-    block_end_kernel[min(multiprocessors(t.x.device), ceil_div(M, GROUPS.value * side)),](
+    block_end_kernel[programs(M, t.x.device),](
         descriptor(t.x.view(M, C), side), descriptor(z.view(M, C), some), descriptor(proj, some),
         descriptor(t.fc1, some), descriptor(t.fc2, side, some), descriptor(y.view(M, C), side), *vectors,
         M, M // t.x.shape[0], H, eps,
-        C=C, P=max(2, ceil_div(C, side)), CENTER=t.norm_bias is not None, SCALED=t.scale is not None,
+        C=C, P=pieces(C), CENTER=t.norm_bias is not None, SCALED=t.scale is not None,
         FACTORS=t.factors is not None, num_warps=4,
     )  # fmt: skip
     return y
-
-
-def descriptor(matrix: Tensor, height: int, width: int = SIDE.value) -> TensorDescriptor:
-    """What is copied of a matrix at a time."""
-    return TensorDescriptor.from_tensor(matrix, [height, width], shared_layout(8 * matrix.itemsize, width))
-
-
-@functools.cache
-def shared_layout(bits: int, width: int) -> gl.NVMMASharedLayout:
-    """Where the rows of a piece lie, of numbers of so many bits."""
-    return gl.NVMMASharedLayout(min(128, width * bits // 8), bits, 2)

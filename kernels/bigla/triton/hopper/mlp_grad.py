@@ -1,0 +1,231 @@
+"""The gradient of the gated MLP on Hopper, in Gluon: all but the weights' own, by one kernel.
+
+With [a, b] = W1 x, u = SiLU(a) b and y = W2 u::
+
+    du = W2^T dy      db = du SiLU(a)      da = du b SiLU'(a)      dx = W1^T [da, db]
+
+x and the gradient of x stay in registers; u, da and db pass by, and leave for the weights' gradients.
+"""
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from ..activations import sigmoid
+from ..launch import kernel
+from .parts import (
+    GROUPS,
+    HIDDEN,
+    LEFT,
+    MMA,
+    MMA_HIDDEN,
+    REGISTERS,
+    SIDE,
+    WARPS,
+    allocate_barriers,
+    copy_columns,
+    copy_own,
+    copy_rows,
+    descriptor,
+    expect,
+    finish,
+    load_left,
+    multiply,
+    pieces,
+    place,
+    programs,
+    release,
+    shared_layout,
+    wait_for,
+)
+
+STAGES = gl.constexpr(4)  # parts in the ring
+OUT = gl.constexpr(3)  # pieces that leave at a time: u, da and db
+
+
+@gluon.jit
+def copy_factors(x, fc1, fc2, ring, tiles, H, P: gl.constexpr):
+    """The parts of the ring: x of each group, and rows of W1 with the columns of W2 for the same hidden channels."""
+    rows, columns, full, empty = ring
+    ROWS: gl.constexpr = P * SIDE * SIDE * 2
+    COLUMNS: gl.constexpr = P * SIDE * HIDDEN * 2
+    n = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        for group in gl.static_range(GROUPS):
+            first = (tile * GROUPS + group) * SIDE
+            expect(full, empty, n, ROWS)
+            copy_rows(x, first, first + HIDDEN, rows, full, n, P)
+            n += 1
+        for h in range(0, H, HIDDEN):
+            expect(full, empty, n, ROWS + COLUMNS)
+            copy_rows(fc1, h, H + h, rows, full, n, P)
+            copy_columns(fc2, h, columns, full, n, P)
+            n += 1
+
+
+@gluon.jit
+def multiply_hidden(dy, ring, n, group, P: gl.constexpr):
+    """dy W of the group's P pieces dy and the columns of the n-th part; under way.  (SIDE, HIDDEN)"""
+    rows, columns, full, empty = ring
+    at, _ = place(full, n)
+    acc = gl.zeros([SIDE, HIDDEN], gl.float32, MMA_HIDDEN)
+    for p in gl.static_range(P):
+        acc = warpgroup_mma(
+            dy.index(group * P + p), columns.index(at * P + p), acc, use_acc=p > 0, is_async=True
+        )
+    return acc
+
+
+@gluon.jit
+def add(dh, acc, ring, n, P: gl.constexpr):
+    """acc + dh W with the rows of the n-th part; under way.  P x (SIDE, SIDE)"""
+    rows, columns, full, empty = ring
+    at, _ = place(full, n)
+    out = ()
+    for p in gl.static_range(P):
+        out = out + (warpgroup_mma(dh, rows.index(at * P + p), acc[p], is_async=True),)
+    return out
+
+
+@gluon.jit
+def gate_grads(h, du, HALF: gl.constexpr):
+    """u, da and db of products [a, b] and of du, and [da, db] as the left factor of the next product."""
+    a, b = gl.split(gl.permute(gl.reshape(h, [SIDE, 2, HIDDEN]), (0, 2, 1)))
+    du = gl.convert_layout(du, a.type.layout)
+    s = sigmoid(a)
+    silu = a * s
+    u = (silu * b).to(HALF)
+    da = (du * b * (s + silu * (1 - s))).to(HALF)
+    db = (du * silu).to(HALF)
+    dh = gl.reshape(gl.permute(gl.join(da, db), (0, 2, 1)), [SIDE, 2 * HIDDEN])
+    return u, da, db, gl.convert_layout(dh, LEFT)
+
+
+@gluon.jit
+def put(gates, out, group):
+    """u, da and db into shared memory, from which those before have left."""
+    for i in gl.static_range(OUT):
+        out.index(group * OUT + i).store(gates[i])
+    fence_async_shared()
+    gl.thread_barrier()
+
+
+@gluon.jit
+def leave(u, dh, out, first, h, H, group):
+    """u, da and db to where the weights' gradients look for them."""
+    tma.async_copy_shared_to_global(u, [first, h], out.index(group * OUT))
+    tma.async_copy_shared_to_global(dh, [first, h], out.index(group * OUT + 1))
+    tma.async_copy_shared_to_global(dh, [first, H + h], out.index(group * OUT + 2))
+
+
+@gluon.jit
+def compute(group, results, shared, tiles, H, P: gl.constexpr):
+    """What there is to give of one group's tokens."""
+    dx, u, dh = results
+    ring, own, out, turns = shared
+    rows, columns, full, empty = ring
+    dy, own_full, own_empty = own
+    HALF: gl.constexpr = rows.dtype
+    mine, other = turns.index(group), turns.index(1 - group)
+    n = 0
+    turn = 1 - group  # the first group's first one is now
+    phase = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        first = (tile * GROUPS + group) * SIDE
+        left = load_left(ring, n, group, P)
+        n += 2
+        tma.store_wait(0)  # the last tile's results have left
+        gl.thread_barrier()  # some warp may have been the one that sent them
+        mbarrier.arrive(own_empty.index(group), pred=tile != gl.program_id(0))
+        mbarrier.wait(own_full.index(group), phase)
+        wait_for(full, n)
+        mbarrier.wait(mine, turn)
+        h = multiply(left, ring, n, P)
+        du = multiply_hidden(dy, ring, n, group, P)
+        h, du = warpgroup_mma_wait(0, (h, du))
+        mbarrier.arrive(other)
+        turn ^= 1
+        gu, ga, gb, factor = gate_grads(h, du, HALF)
+        put((gu, ga, gb), out, group)
+        leave(u, dh, out, first, 0, H, group)
+        n += 1
+        acc = ()
+        for p in gl.static_range(P):
+            acc = acc + (gl.zeros([SIDE, SIDE], gl.float32, MMA),)
+        # While the gradients of some hidden channels are made, those made before them are multiplied.
+        for h0 in range(HIDDEN, H, HIDDEN):
+            wait_for(full, n)
+            mbarrier.wait(mine, turn)
+            h = multiply(left, ring, n, P)
+            du = multiply_hidden(dy, ring, n, group, P)
+            acc = add(factor, acc, ring, n - 1, P)
+            h, du = warpgroup_mma_wait(P, (h, du))
+            mbarrier.arrive(other)
+            turn ^= 1
+            acc, later = finish(acc, factor, gate_grads(h, du, HALF), P)
+            gu, ga, gb, factor = later
+            tma.store_wait(0)
+            release(empty, n - 1)
+            put((gu, ga, gb), out, group)
+            leave(u, dh, out, first, h0, H, group)
+            n += 1
+        acc, later = finish(add(factor, acc, ring, n - 1, P), factor, (factor,), P)
+        release(empty, n - 1)
+        # Out where dy came in
+        for p in gl.static_range(P):
+            dy.index(group * P + p).store(acc[p].to(HALF))
+        fence_async_shared()
+        gl.thread_barrier()
+        for p in gl.static_range(P):
+            tma.async_copy_shared_to_global(dx, [first, p * SIDE], dy.index(group * P + p))
+        phase ^= 1
+    tma.store_wait(0)
+
+
+@kernel(do_not_specialize=('M',), jit=gluon.jit)
+def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr):
+    rows = gl.allocate_shared_memory(x.dtype, [STAGES * P, SIDE, SIDE], x.layout)
+    columns = gl.allocate_shared_memory(x.dtype, [STAGES * P, SIDE, HIDDEN], fc2.layout)
+    own = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], dy.layout)
+    out = gl.allocate_shared_memory(x.dtype, [GROUPS * OUT, SIDE, HIDDEN], u.layout)
+    full, empty, own_full, own_empty, turns = allocate_barriers(STAGES)
+    tiles = gl.cdiv(M, GROUPS * SIDE)
+    ring = rows, columns, full, empty
+    own = own, own_full, own_empty
+    shared = ring, own, out, turns
+    results = dx, u, dh
+    gl.warp_specialize(
+        [
+            (compute, (0, results, shared, tiles, H, P)),
+            (compute, (1, results, shared, tiles, H, P)),
+            (copy_factors, (x, fc1, fc2, ring, tiles, H, P)),
+            (copy_own, (dy, own, tiles, P)),
+        ],
+        WARPS,
+        REGISTERS,
+    )
+
+
+def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dx (M, C), u (M, H) and dh = [da, db] (M, 2 H) of x and dy (M, C), W1 (2 H, C) and W2 (C, H).
+
+    All are dense and of one dtype, in half precision; rows start at multiples of 16 bytes, and HIDDEN divides H.
+    """
+    side, some = SIDE.value, HIDDEN.value
+    M, C = x.shape
+    H = fc2.shape[1]
+    dx, u, dh = torch.empty_like(x), x.new_empty(M, H), x.new_empty(M, 2 * H)
+    mlp_grad_kernel[programs(M, x.device),](
+        descriptor(x, some), descriptor(dy, side), descriptor(fc1, some), descriptor(fc2, side, some),
+        descriptor(dx, side), descriptor(u, side, some), descriptor(dh, side, some), M, H,
+        P=pieces(C), num_warps=4,
+    )  # fmt: skip
+    return dx, u, dh

@@ -1,0 +1,181 @@
+"""What kernels for Hopper are made of: pieces in shared memory, a ring of parts, products under way.
+
+A program stays on its multiprocessor, and its warps have roles. Two groups of four multiply, for 64 tokens each. They
+take turns, so that one makes products while the other one makes what lies between them. One warp copies what all
+tokens need, part by part, into a ring in shared memory, from which both groups read; another one copies what is a
+group's own, to where results leave from.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ..primitives import ceil_div
+
+SIDE = gl.constexpr(64)  # tokens of a group, and the side of the pieces in which everything is multiplied
+HIDDEN = gl.constexpr(32)  # hidden channels at a time
+GROUPS = gl.constexpr(2)
+MMA = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
+MMA_HIDDEN = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
+LEFT = gl.constexpr(gl.DotOperandLayout(0, MMA, 2))
+COLUMN = gl.constexpr(gl.SliceLayout(0, MMA))
+ROW = gl.constexpr(gl.SliceLayout(1, MMA))
+BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
+WARPS = gl.constexpr((4, 1, 1))  # of the second group and of those that copy; the first one has 4, too
+REGISTERS = gl.constexpr((240, 24, 24))  # of a thread of these; the first group gets what they leave of 504, 240 as well
+
+
+@gluon.jit
+def allocate_barriers(STAGES: gl.constexpr):
+    """Those of the ring, of the groups' own pieces, and of their turns."""
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    own_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
+    own_empty = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
+    turns = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=GROUPS)
+    for i in gl.static_range(GROUPS):
+        mbarrier.init(own_full.index(i), count=1)
+        mbarrier.init(own_empty.index(i), count=1)
+        mbarrier.init(turns.index(i), count=1)
+    fence_async_shared()
+    return full, empty, own_full, own_empty, turns
+
+
+@gluon.jit
+def place(barriers, n):
+    """Where in the ring the n-th part goes, and the phase of its barriers."""
+    return n % barriers.shape[0], n // barriers.shape[0] & 1
+
+
+@gluon.jit
+def expect(full, empty, n, BYTES: gl.constexpr):
+    """Waits for room for the n-th part, of BYTES."""
+    at, phase = place(full, n)
+    mbarrier.wait(empty.index(at), phase ^ 1)
+    mbarrier.expect(full.index(at), BYTES)
+
+
+@gluon.jit
+def copy_rows(matrix, first, second, rows, full, n, P: gl.constexpr):
+    """HIDDEN rows from `first` and from `second` on."""
+    at, _ = place(full, n)
+    for p in gl.static_range(P):
+        piece = rows.index(at * P + p)
+        tma.async_copy_global_to_shared(matrix, [first, p * SIDE], full.index(at), piece.slice(0, HIDDEN))
+        tma.async_copy_global_to_shared(matrix, [second, p * SIDE], full.index(at), piece.slice(HIDDEN, HIDDEN))
+
+
+@gluon.jit
+def copy_columns(matrix, first, columns, full, n, P: gl.constexpr):
+    """HIDDEN columns from `first` on."""
+    at, _ = place(full, n)
+    for p in gl.static_range(P):
+        tma.async_copy_global_to_shared(matrix, [p * SIDE, first], full.index(at), columns.index(at * P + p))
+
+
+@gluon.jit
+def copy_own(x, own, tiles, P: gl.constexpr):
+    """x of each group."""
+    pieces, full, empty = own
+    BYTES: gl.constexpr = P * SIDE * SIDE * (x.dtype.primitive_bitwidth // 8)
+    phase = 1
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        for group in gl.static_range(GROUPS):
+            mbarrier.wait(empty.index(group), phase)
+            mbarrier.expect(full.index(group), BYTES)
+            for p in gl.static_range(P):
+                at = [(tile * GROUPS + group) * SIDE, p * SIDE]
+                tma.async_copy_global_to_shared(x, at, full.index(group), pieces.index(group * P + p))
+        phase ^= 1
+
+
+@gluon.jit
+def wait_for(full, n):
+    at, phase = place(full, n)
+    mbarrier.wait(full.index(at), phase)
+
+
+@gluon.jit
+def release(empty, n):
+    """The n-th part has been read."""
+    at, _ = place(empty, n)
+    gl.thread_barrier()
+    mbarrier.arrive(empty.index(at))
+
+
+@gluon.jit
+def load_left(ring, n, group, P: gl.constexpr):
+    """The n-th part if that is the group's, or the one behind it; both are released.  P x (SIDE, SIDE)"""
+    rows, columns, full, empty = ring
+    wait_for(full, n)
+    wait_for(full, n + 1)
+    at, _ = place(full, n + group)
+    left = ()
+    for p in gl.static_range(P):
+        left = left + (rows.index(at * P + p).load(LEFT),)
+    fence_async_shared()  # or the copy that follows overtakes loads under way
+    release(empty, n)
+    release(empty, n + 1)
+    return left
+
+
+@gluon.jit
+def multiply(x, ring, n, P: gl.constexpr):
+    """x W^T of P pieces x and the rows of the n-th part; under way.  (SIDE, SIDE)"""
+    rows, columns, full, empty = ring
+    at, _ = place(full, n)
+    acc = gl.zeros([SIDE, SIDE], gl.float32, MMA)
+    for p in gl.static_range(P):
+        w = rows.index(at * P + p).permute((1, 0))
+        acc = warpgroup_mma(x[p], w, acc, use_acc=p > 0, is_async=True)
+    return acc
+
+
+@gluon.jit
+def finish(acc, read, later, P: gl.constexpr):
+    """`acc` when all products are done, which read `read`, and `later`, which is there before they are waited for."""
+    done = warpgroup_mma_wait(0, acc + (read,) + later)
+    acc = ()
+    for p in gl.static_range(P):
+        acc = acc + (done[p],)
+    return acc, done[P + 1 :]
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def programs(M: int, device: torch.device) -> int:
+    """For M tokens: as many as work at a time, or have a tile."""
+    return min(multiprocessors(device), ceil_div(M, GROUPS.value * SIDE.value))
+
+
+def pieces(C: int) -> int:
+    """Across C channels; Triton keeps no tuple of one."""
+    return max(2, ceil_div(C, SIDE.value))
+
+
+def descriptor(matrix: Tensor, height: int, width: int = SIDE.value) -> TensorDescriptor:
+    """What is copied of a matrix at a time."""
+    return TensorDescriptor.from_tensor(matrix, [height, width], shared_layout(8 * matrix.itemsize, width))
+
+
+@functools.cache
+def shared_layout(bits: int, width: int) -> gl.NVMMASharedLayout:
+    """Where the rows of a piece lie, of numbers of so many bits."""
+    return gl.NVMMASharedLayout(min(128, width * bits // 8), bits, 2)
