@@ -98,6 +98,17 @@ def prepare_stem(B: int, H: int, W: int, C: int, D: int, side: int, stride: int)
     return lambda: stem.launch_conv_norm(x, weight, vector, vector, vector, stride, 1e-5, 'gelu', BF16, BF16)
 
 
+def prepare_stem_grad(B: int, H: int, W: int, C: int, D: int, side: int, stride: int) -> Callable[[], Tensor]:
+    x = normal(B, C, H, W, dtype=torch.float32).permute(0, 2, 3, 1)
+    dp = normal(B, stem.out_side(H, side, stride), stem.out_side(W, side, stride), D)
+
+    def run() -> Tensor:
+        with Sums() as sums:
+            return stem.launch_conv_weight_grad(sums, dp, x, side, stride)
+
+    return run
+
+
 def prepare_mixer(B: int, L: int, nh: int, K: int) -> Callable[[], Tensor]:
     dims = 2 * K * nh
     tensors = normal(B, L, 3 * dims + RANK), normal(B, L, dims), normal(dims, RANK, dtype=torch.float32, scale=0.25)
@@ -170,6 +181,12 @@ TARGETS = {
         grid(TOKENS=(64, 128), WARPS=(4, 8), STAGES=(2, 3, 4)),
         [(8, 1024, 1024, 3, 96, 9, 8), (2, 800, 1344, 3, 48, 3, 2), (2, 400, 672, 48, 96, 3, 2)],
         prepare_stem,
+    ),
+    'stem_grad': Target(
+        stem,
+        grid(GRAD_TOKENS=(32, 64, 128), GRAD_TAPS=(32, 64, 128), GRAD_WARPS=(4, 8), PROGRAMS=(256, 512)),
+        [(8, 1024, 1024, 3, 96, 9, 8), (2, 800, 1344, 3, 48, 3, 2)],
+        prepare_stem_grad,
     ),
     'mixer 32': Target(
         forward,

@@ -138,6 +138,11 @@ PARTS = {
 
 
 @pytest.fixture
+def grids() -> Callable[..., list[Tensor]]:
+    return convolved
+
+
+@pytest.fixture
 def half_block() -> Callable[..., list[Tensor | None]]:
     return half_block_tensors
 

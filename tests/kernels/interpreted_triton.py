@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import bigla.triton as kernels
 from bigla import bigla, bigla_mixer, block, depthwise_conv, norm_depthwise_conv, residual_mlp
-from bigla.triton import backward, forward, mlp, primitives, sums
+from bigla.triton import backward, forward, mlp, primitives, stem, sums
 from bigla.triton.primitives import Gates
 
 # More than one where log2(e) g, which is rounded, is large.
@@ -565,6 +565,21 @@ def test_an_image_has_a_gradient_on_demand(monkeypatch):
         kernels.conv_norm(image, *tensors[1:], 2, 1e-5, 'silu', torch.float32, torch.float32).sum().backward()
         assert (image.grad is not None) == wanted
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize('C, D, side, stride, image', [(3, 24, 9, 8, True), (5, 16, 3, 2, False), (1, 8, 3, 1, True)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
+def test_gradient_of_the_weights_alone(C, D, side, stride, image, dtype, grids, monkeypatch):
+    """By a kernel of its own; beside PyTorch's, with the image's."""
+    x, weight, *vectors = grids(C, D, side, 41, 37, image)
+    monkeypatch.setattr(stem, 'PROGRAMS', 8)  # fewer than there are tiles
+    grads = []
+    for wanted in (False, True):
+        x.requires_grad_(wanted), weight.requires_grad_()
+        y = kernels.conv_norm(x, weight, *vectors, stride, 1e-5, 'gelu', dtype, torch.float32)
+        grads.append(torch.autograd.grad((y * torch.linspace(-1, 1, D)).sum(), weight)[0])
+    error = (grads[0] - grads[1]).norm() / grads[1].norm()
+    assert error < (2e-3 if dtype == torch.float16 else 1e-5)
 
 
 def test_vectors_of_any_stride(part):

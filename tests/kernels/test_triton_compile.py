@@ -25,7 +25,7 @@ from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
 from bigla.triton.mlp import Half, _on_hopper, launch_projected_mlp, launch_residual_mlp, launch_swiglu  # noqa: E402
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
-from bigla.triton.stem import launch_conv_norm  # noqa: E402
+from bigla.triton.stem import launch_conv_norm, launch_conv_weight_grad  # noqa: E402
 from bigla.triton.sums import Sums  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -252,11 +252,13 @@ def test_block_parts(arch, compiled, tmp_path):
         launch_swiglu(y, empty(2 * H, C, dtype=BF16), y, empty(C, H, dtype=BF16))
     image, vectors = empty(2, 3, 90, 70).permute(0, 2, 3, 1), [empty(96)] * 3
     launch_conv_norm(image, empty(96, 3, 9, 9), *vectors, 8, 1e-5, 'silu', BF16, BF16)
+    launch_conv_weight_grad(Sums(), empty(2, 11, 8, 96, dtype=BF16), image, 9, 8)
     vectors = [empty(48)] * 3
     launch_conv_norm(image, empty(48, 3, 3, 3), *vectors, 2, 1e-5, 'gelu', BF16, BF16)
+    launch_conv_weight_grad(Sums(), empty(2, 45, 35, 48, dtype=BF16), image, 3, 2)
     launch_conv_norm(empty(2, 45, 35, 96, dtype=BF16), empty(48, 96, 3, 3), *vectors, 2, 1e-5, '', BF16, torch.float32)
     mine = [(name, kernel) for name, kernel in compiled.launched if name != 'sum_kernel']
-    assert len(mine) == 13
+    assert len(mine) == 15
     for name, kernel in mine:
         spilled = {'residual_mlp_kernel': 72 if arch == 100 else 16, 'swiglu_kernel': 16}.get(name, 0)
         assert code(kernel, tmp_path, 1).stack <= spilled, name

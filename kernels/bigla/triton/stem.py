@@ -2,11 +2,13 @@
 
 With p = conv(x) + bias, z = LayerNorm(p) and y = SiLU(z), GELU(z) or z. What is narrow enough for a program to hold
 whole tokens is one kernel, an implicit matrix product whose columns are taps and channels; elsewhere PyTorch's
-convolution comes before the norm's kernel. The backward computes p again.
+convolution comes before the norm's kernel. The backward computes p again. Of an image, which needs no gradient and is
+narrow, that of the weights is such a product, too: cuDNN would pad three channels to eight first.
 """
 
 import torch
 import torch.nn.functional as F
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -18,6 +20,28 @@ from .sums import Sums
 
 WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
+# The same of the weights' gradient, taps of all channels that it is for, and programs that share the tokens among them.
+GRAD_TOKENS, GRAD_TAPS, GRAD_WARPS, FEW, PROGRAMS = 64, 64, 4, 256, 512
+
+
+@triton.jit
+def load_patches(
+    x, x_s, h, w, k, inside, H, W, C: tl.constexpr, SIDE: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Pixels k = (tap, channel), or with LAST not (channel, tap), of windows whose corners are at h, w.  (BM, BK)"""
+    if LAST:
+        i, j, c = k // (SIDE * C), k // C % SIDE, k % C
+        shift = c
+    else:
+        i, j, c = k // SIDE % SIDE, k % SIDE, k // (SIDE * SIDE)
+        shift = c * x_s[3]
+    row, column = h[:, None] + i[None, :], w[:, None] + j[None, :]
+    # Of what is below 0, too, a comparison of unsigned numbers makes one with the far edge.
+    inside = inside[:, None] & (row.to(tl.uint32, bitcast=True) < H) & (column.to(tl.uint32, bitcast=True) < W)
+    inside = inside & (k < SIDE * SIDE * C)[None, :]
+    if WIDE:
+        row, column, shift = row.to(tl.int64), column.to(tl.int64), shift.to(tl.int64)
+    return tl.load(x + (row * x_s[1] + column * x_s[2] + shift[None, :]), mask=inside, other=0.0)
 
 
 @kernel(do_not_specialize=('H', 'W', 'HO', 'WO'))
@@ -42,19 +66,7 @@ def conv_norm_kernel(
     p = tl.zeros([BM, BD], tl.float32)
     for k0 in tl.range(0, SIDE * SIDE * C, BK):
         k = k0 + tl.arange(0, BK)
-        if LAST:
-            i, j, c = k // (SIDE * C), k // C % SIDE, k % C
-            shift = c
-        else:
-            i, j, c = k // SIDE % SIDE, k % SIDE, k // (SIDE * SIDE)
-            shift = c * x_s[3]
-        row, column = h[:, None] + i[None, :], w[:, None] + j[None, :]
-        # Of what is below 0, too, a comparison of unsigned numbers makes one with the far edge.
-        inside = (row.to(tl.uint32, bitcast=True) < H) & (column.to(tl.uint32, bitcast=True) < W)
-        inside = inside & (m < M)[:, None] & (k < SIDE * SIDE * C)[None, :]
-        if WIDE:
-            row, column, shift = row.to(tl.int64), column.to(tl.int64), shift.to(tl.int64)
-        part = tl.load(at + (row * x_s[1] + column * x_s[2] + shift[None, :]), mask=inside, other=0.0)
+        part = load_patches(at, x_s, h, w, k, m < M, H, W, C, SIDE, LAST, WIDE)
         taps = tl.load(weight + d[None, :] * PITCH + k[:, None], mask=(d < D)[None, :], other=0.0)
         p = tl.dot(part.to(taps.dtype), taps, p, input_precision=PREC)
     inside = (m < M)[:, None] & (d < D)[None, :]
@@ -66,6 +78,31 @@ def conv_norm_kernel(
     tl.store(y + b * M * D + m.to(tl.int64)[:, None] * D + d[None, :], p.to(y.dtype.element_ty), mask=inside)
 
 
+@kernel(do_not_specialize=('H', 'W', 'HO', 'WO', 'N'))
+def conv_weight_grad_kernel(
+    x, dp, parts, x_s, H, W, HO, WO, N,
+    C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    BK: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PREC: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles of BM tokens.  See above."""
+    M = HO * WO
+    tiles = tl.cdiv(M, BM)
+    k = tl.program_id(1) * BK + tl.arange(0, BK)
+    d = tl.arange(0, BD)
+    acc = tl.zeros([BD, BK], tl.float32)
+    for tile in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=AHEAD):
+        m = tile % tiles * BM + tl.arange(0, BM)
+        b = (tile // tiles).to(tl.int64)
+        part = load_patches(
+            x + b * x_s[0], x_s, m // WO * STRIDE - 1, m % WO * STRIDE - 1, k, m < M, H, W, C, SIDE, LAST, WIDE
+        )
+        inside = (m < M)[:, None] & (d < D)[None, :]
+        some = tl.load(dp + b * M * D + m.to(tl.int64)[:, None] * D + d[None, :], mask=inside, other=0.0)
+        acc = tl.dot(tl.trans(some), part.to(some.dtype), acc, input_precision=PREC)
+    at = parts + (tl.program_id(0).to(tl.int64) * D + d[:, None]) * (SIDE * SIDE * C) + k[None, :]
+    tl.store(at, acc, mask=(d < D)[:, None] & (k < SIDE * SIDE * C)[None, :])
+
+
 def out_side(side: int, kernel: int, stride: int) -> int:
     return (side + 2 - kernel) // stride + 1
 
@@ -73,6 +110,16 @@ def out_side(side: int, kernel: int, stride: int) -> int:
 def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, H, W, C) as PyTorch's convolutions like it best: (B, C, H, W), with its channels dense."""
     return x.to(dtype).contiguous().permute(0, 3, 1, 2)
+
+
+def is_last(x: Tensor) -> bool:
+    """Whether neighbours in memory are the channels of a pixel."""
+    return x.stride(-1) == 1 and x.shape[-1] > 1
+
+
+def is_wide(x: Tensor) -> bool:
+    """Whether a sample does not lie within int32."""
+    return sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:])) >= 2**31
 
 
 def launch_narrow_conv(
@@ -85,15 +132,14 @@ def launch_narrow_conv(
     HO, WO = out_side(H, side, stride), out_side(W, side, stride)
     y = x.new_empty(B, HO, WO, D, dtype=dtype)
     bias, norm_weight, norm_bias = bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
-    last = x.stride(-1) == 1 and C > 1
-    reach = sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:]))
+    last = is_last(x)
     weight = (weight.permute(0, 2, 3, 1) if last else weight).to(inner).flatten(1)
     weight = F.pad(weight, (0, -weight.shape[1] % TAPS)).contiguous()
     if y.numel():
         conv_norm_kernel[ceil_div(HO * WO, TOKENS) * B,](
             x, weight, bias, norm_weight, norm_bias, y, x.stride(), H, W, HO, WO, eps,
             C=C, D=D, SIDE=side, STRIDE=stride, BM=TOKENS, BD=block(D),
-            BK=TAPS, PITCH=weight.shape[1], LAST=last, WIDE=reach >= 2**31, NORM=norm, ACT=act, num_stages=STAGES,
+            BK=TAPS, PITCH=weight.shape[1], LAST=last, WIDE=is_wide(x), NORM=norm, ACT=act, num_stages=STAGES,
             PREC=plain_precision(inner), num_warps=WARPS,
         )  # fmt: skip
     return y
@@ -120,15 +166,39 @@ def launch_conv_norm_grad(
     stride: int, eps: float, act: str, inner: torch.dtype, needs_dx: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of the five tensors that `launch_conv_norm` got, of vectors by `sums`; x's None unless `needs_dx`."""
-    image = channels_last(x, inner)
-    if weight.shape[0] <= WIDEST:
+    narrow = weight.shape[0] <= WIDEST
+    by_kernel = narrow and not needs_dx and weight[0].numel() <= FEW
+    image = None if by_kernel else channels_last(x, inner)
+    if narrow:
         p = launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
     else:
         p = plain_conv(image, weight, bias, stride)
     dp, _, *dnorm = launch_norm_grad(sums, None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        dp.permute(0, 3, 1, 2), image, weight.to(inner), None,
-        [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, False],
-    )  # fmt: skip
+    if by_kernel:
+        dx, dweight = None, launch_conv_weight_grad(sums, dp, x, weight.shape[-1], stride)
+    else:
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dp.permute(0, 3, 1, 2), image, weight.to(inner), None,
+            [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, False],
+        )  # fmt: skip
     (dbias,) = sums.add((dp.flatten(0, 2), 1))
     return None if dx is None else dx.permute(0, 2, 3, 1).to(x.dtype), dweight, dbias, *dnorm
+
+
+def launch_conv_weight_grad(sums: Sums, dp: Tensor, x: Tensor, side: int, stride: int) -> Tensor:
+    """That of the weights (D, C, side, side), of `sums`, from dp (B, HO, WO, D), dense, and x (B, H, W, C)."""
+    B, HO, WO, D = dp.shape
+    H, W, C = x.shape[1:]
+    K = C * side**2
+    across = ceil_div(K, GRAD_TAPS)
+    N = ceil_div(HO * WO, GRAD_TOKENS) * B
+    parts = dp.new_empty(min(N, ceil_div(PROGRAMS, across)), D * K, dtype=torch.float32)
+    last = is_last(x)
+    if N:
+        conv_weight_grad_kernel[len(parts), across](
+            x, dp, parts, x.stride(), H, W, HO, WO, N,
+            C=C, D=D, SIDE=side, STRIDE=stride, BM=GRAD_TOKENS, BD=block(D), BK=GRAD_TAPS, LAST=last, WIDE=is_wide(x),
+            PREC=plain_precision(dp.dtype), AHEAD=STAGES, num_warps=GRAD_WARPS,
+        )  # fmt: skip
+    (dweight,) = sums.add((parts, 1))
+    return dweight.view(D, side, side, C).permute(0, 3, 1, 2) if last else dweight.view(D, C, side, side)
