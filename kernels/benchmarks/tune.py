@@ -184,7 +184,7 @@ TARGETS = {
     ),
     'stem_grad': Target(
         stem,
-        grid(GRAD_TOKENS=(32, 64, 128), GRAD_TAPS=(32, 64, 128), GRAD_WARPS=(4, 8), PROGRAMS=(256, 512)),
+        grid(GRAD_TOKENS=(64, 128), GRAD_TAPS=(32, 64), GRAD_WARPS=(4, 8), GRAD_STAGES=(1, 2, 3), PROGRAMS=(512, 1024)),
         [(8, 1024, 1024, 3, 96, 9, 8), (2, 800, 1344, 3, 48, 3, 2)],
         prepare_stem_grad,
     ),

@@ -21,7 +21,7 @@ from .sums import Sums
 WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
 # The same of the weights' gradient, taps of all channels that it is for, and programs that share the tokens among them.
-GRAD_TOKENS, GRAD_TAPS, GRAD_WARPS, FEW, PROGRAMS = 64, 64, 4, 256, 512
+GRAD_TOKENS, GRAD_TAPS, GRAD_WARPS, GRAD_STAGES, FEW, PROGRAMS = 64, 32, 4, 2, 256, 512
 
 
 @triton.jit
@@ -84,20 +84,20 @@ def conv_weight_grad_kernel(
     C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
     BK: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PREC: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles of BM tokens.  See above."""
-    M = HO * WO
-    tiles = tl.cdiv(M, BM)
+    """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles, BM tokens of a row. See above."""
+    across = tl.cdiv(WO, BM)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     d = tl.arange(0, BD)
     acc = tl.zeros([BD, BK], tl.float32)
     for tile in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=AHEAD):
-        m = tile % tiles * BM + tl.arange(0, BM)
-        b = (tile // tiles).to(tl.int64)
+        w = tile % across * BM + tl.arange(0, BM)
+        row = tile // across  # of all samples
+        b, h = (row // HO).to(tl.int64), tl.full([1], row % HO, tl.int32)
         part = load_patches(
-            x + b * x_s[0], x_s, m // WO * STRIDE - 1, m % WO * STRIDE - 1, k, m < M, H, W, C, SIDE, LAST, WIDE
+            x + b * x_s[0], x_s, h * STRIDE - 1, w * STRIDE - 1, k, w < WO, H, W, C, SIDE, LAST, WIDE
         )
-        inside = (m < M)[:, None] & (d < D)[None, :]
-        some = tl.load(dp + b * M * D + m.to(tl.int64)[:, None] * D + d[None, :], mask=inside, other=0.0)
+        at = dp + (row.to(tl.int64) * WO + w[:, None]) * D + d[None, :]
+        some = tl.load(at, mask=(w < WO)[:, None] & (d < D)[None, :], other=0.0)
         acc = tl.dot(tl.trans(some), part.to(some.dtype), acc, input_precision=PREC)
     at = parts + (tl.program_id(0).to(tl.int64) * D + d[:, None]) * (SIDE * SIDE * C) + k[None, :]
     tl.store(at, acc, mask=(d < D)[:, None] & (k < SIDE * SIDE * C)[None, :])
@@ -191,14 +191,14 @@ def launch_conv_weight_grad(sums: Sums, dp: Tensor, x: Tensor, side: int, stride
     H, W, C = x.shape[1:]
     K = C * side**2
     across = ceil_div(K, GRAD_TAPS)
-    N = ceil_div(HO * WO, GRAD_TOKENS) * B
+    N = ceil_div(WO, GRAD_TOKENS) * HO * B
     parts = dp.new_empty(min(N, ceil_div(PROGRAMS, across)), D * K, dtype=torch.float32)
     last = is_last(x)
     if N:
         conv_weight_grad_kernel[len(parts), across](
             x, dp, parts, x.stride(), H, W, HO, WO, N,
             C=C, D=D, SIDE=side, STRIDE=stride, BM=GRAD_TOKENS, BD=block(D), BK=GRAD_TAPS, LAST=last, WIDE=is_wide(x),
-            PREC=plain_precision(dp.dtype), AHEAD=STAGES, num_warps=GRAD_WARPS,
+            PREC=plain_precision(dp.dtype), AHEAD=GRAD_STAGES, num_warps=GRAD_WARPS,
         )  # fmt: skip
     (dweight,) = sums.add((parts, 1))
     return dweight.view(D, side, side, C).permute(0, 3, 1, 2) if last else dweight.view(D, C, side, side)
