@@ -178,13 +178,13 @@ TARGETS = {
     ),
     'stem': Target(
         stem,
-        grid(TOKENS=(64, 128), WARPS=(4, 8), STAGES=(2, 3, 4)),
+        grid(TOKENS=(64, 128), TAPS=(32, 64), WARPS=(4, 8), STAGES=(1, 2, 3)),
         [(8, 1024, 1024, 3, 96, 9, 8), (2, 800, 1344, 3, 48, 3, 2), (2, 400, 672, 48, 96, 3, 2)],
         prepare_stem,
     ),
     'stem_grad': Target(
         stem,
-        grid(GRAD_TOKENS=(64, 128), GRAD_TAPS=(32, 64), GRAD_WARPS=(4, 8), GRAD_STAGES=(1, 2, 3), PROGRAMS=(512, 1024)),
+        grid(GRAD_TOKENS=(64, 128), GRAD_TAPS=(32, 64), GRAD_WARPS=(4, 8), PROGRAMS=(512, 1024)),
         [(8, 1024, 1024, 3, 96, 9, 8), (2, 800, 1344, 3, 48, 3, 2)],
         prepare_stem_grad,
     ),

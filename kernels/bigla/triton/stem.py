@@ -20,8 +20,9 @@ from .sums import Sums
 
 WIDEST = 128  # channels of tokens that a program can hold
 TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
-# The same of the weights' gradient, taps of all channels that it is for, and programs that share the tokens among them.
-GRAD_TOKENS, GRAD_TAPS, GRAD_WARPS, GRAD_STAGES, FEW, PROGRAMS = 64, 32, 4, 2, 256, 512
+# The same of the weights' gradient, the taps of all channels that it is for at most, and programs. It reads nothing
+# ahead: pixels come four bytes at a time, and by asynchronous copies that took three to five times as long on an H200.
+GRAD_TOKENS, GRAD_TAPS, GRAD_WARPS, FEW, PROGRAMS = 64, 32, 4, 256, 1024
 
 
 @triton.jit
@@ -82,14 +83,14 @@ def conv_norm_kernel(
 def conv_weight_grad_kernel(
     x, dp, parts, x_s, H, W, HO, WO, N,
     C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    BK: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PREC: tl.constexpr, AHEAD: tl.constexpr,
+    BK: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles, BM tokens of a row. See above."""
     across = tl.cdiv(WO, BM)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     d = tl.arange(0, BD)
     acc = tl.zeros([BD, BK], tl.float32)
-    for tile in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=AHEAD):
+    for tile in tl.range(tl.program_id(0), N, tl.num_programs(0), num_stages=1):
         w = tile % across * BM + tl.arange(0, BM)
         row = tile // across  # of all samples
         b, h = (row // HO).to(tl.int64), tl.full([1], row % HO, tl.int32)
@@ -198,7 +199,7 @@ def launch_conv_weight_grad(sums: Sums, dp: Tensor, x: Tensor, side: int, stride
         conv_weight_grad_kernel[len(parts), across](
             x, dp, parts, x.stride(), H, W, HO, WO, N,
             C=C, D=D, SIDE=side, STRIDE=stride, BM=GRAD_TOKENS, BD=block(D), BK=GRAD_TAPS, LAST=last, WIDE=is_wide(x),
-            PREC=plain_precision(dp.dtype), AHEAD=GRAD_STAGES, num_warps=GRAD_WARPS,
+            PREC=plain_precision(dp.dtype), num_warps=GRAD_WARPS,
         )  # fmt: skip
     (dweight,) = sums.add((parts, 1))
     return dweight.view(D, side, side, C).permute(0, 3, 1, 2) if last else dweight.view(D, C, side, side)
