@@ -89,7 +89,7 @@ def prepare_merge_grad(B: int, L: int, nh: int, V: int) -> Callable[[], Tensor]:
     o = normal(B, L, nh, V)
     dy, local, gate, dgate = (normal(B, L, nh * V) for _ in range(4))
     bias, weight = normal(nh * V, dtype=torch.float32), normal(V, dtype=torch.float32)
-    return lambda: merge.launch_merge_grad(dy, o, local, gate, bias, weight, weight, dgate, 1e-6, True)[0]
+    return lambda: merge.launch_merge_grad(Sums(), dy, o, local, gate, bias, weight, weight, dgate, 1e-6, True)[0]
 
 
 def prepare_stem(B: int, H: int, W: int, C: int, D: int, side: int, stride: int) -> Callable[[], Tensor]:
@@ -172,7 +172,7 @@ TARGETS = {
     ),
     'merge_grad': Target(
         merge,
-        grid(GRAD_ROWS=(16, 32, 64), GRAD_WARPS=(2, 4, 8)),
+        grid(GRAD_TILE=(1024, 2048), GRAD_WARPS=(2, 4), WALK=(4, 8, 16), AHEAD=(1, 2, 3)),
         [(8, 4096, 3, 64), (2, 67200, 3, 32)],
         prepare_merge_grad,
     ),

@@ -215,14 +215,14 @@ def test_around_the_operator(arch, compiled, tmp_path):
     gate, bias, norm = projected[..., 2 * dims : 3 * dims], *(torch.empty(n, device='meta') for n in (dims, dims // nh))
     compiled.target(arch)
     launch_merge(o, Merge(local, gate, bias, norm, norm, local, 1e-6, True, True))
-    launch_merge_grad(local, o, local, gate, bias, norm, norm, gate, 1e-6, True)
+    launch_merge_grad(Sums(), local, o, local, gate, bias, norm, norm, gate, 1e-6, True)
     x, weight = torch.empty(2, 6, 10, dims, dtype=BF16, device='meta'), torch.empty(dims, 1, 3, 3, device='meta')
     launch_conv(x, weight, True)
     with Sums() as sums:
         launch_conv_grad(sums, x, x, weight, True)
     with Sums() as sums:
         sums.add((torch.empty(1000, dims, dtype=BF16, device='meta'), 1))  # more rows than one program adds up
-    names = ['merge_kernel'] * 2 + ['conv_kernel'] * 2 + ['conv_grad_kernel'] + ['sum_kernel'] * 3
+    names = ['merge_kernel', 'merge_grad_kernel'] + ['conv_kernel'] * 2 + ['conv_grad_kernel'] + ['sum_kernel'] * 3
     assert [name for name, _ in compiled.launched] == names
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024

@@ -22,9 +22,12 @@ from torch import Tensor
 from .activations import activate, activate_grad, sigmoid
 from .launch import kernel
 from .primitives import block, ceil_div, load_rows, row, store_rows, token_strides
+from .sums import Sums
 
 ROWS, WARPS = 32, 4  # heads of tokens that a program merges
-GRAD_ROWS, GRAD_WARPS = 16, 2
+# Of the gradient: numbers of a head that a program holds of each tensor. It takes WALK such tiles, one after the other,
+# for one row of partial sums, and reads AHEAD - 1 of them before they are needed.
+GRAD_TILE, GRAD_WARPS, WALK, AHEAD = 1024, 2, 8, 3
 
 
 @triton.jit
@@ -83,41 +86,67 @@ def finish(
 
 @kernel(do_not_specialize=('N',))
 def merge_kernel(
-    o, local, gate, bias, norm, local_norm, y, dy, do, dlocal, dgate, parts, local_s, gate_s, dgate_s, eps, N, H,
-    V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
+    o, local, gate, bias, norm, local_norm, y, local_s, gate_s, eps, N, H,
+    V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """y of ROWS heads of tokens; GRAD: do, dlocal and dgate, and the sums of dw_n and dw_m over them."""
+    """y of ROWS heads of tokens."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     v = tl.arange(0, BV)
     m = (n < N)[:, None] & (v < V)[None, :]
     t, h = (n // H).to(tl.int64), n % H
     flat = n.to(tl.int64)[:, None] * V + v[None, :]
     column = h[:, None] * V + v[None, :]
-    at_gate = t[:, None] * gate_s + column
-    at_local = t[:, None] * local_s + column
     w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
     u = tl.load(local_norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
-    x, r = normalized(tl.load(o + flat, mask=m, other=0.0).to(tl.float32), V, eps)
-    near, s = normalized(tl.load(local + at_local, mask=m, other=0.0).to(tl.float32), V, eps)
-    g = tl.load(gate + at_gate, mask=m, other=0.0).to(tl.float32)
+    x, _ = normalized(tl.load(o + flat, mask=m, other=0.0).to(tl.float32), V, eps)
+    near, _ = normalized(tl.load(local + t[:, None] * local_s + column, mask=m, other=0.0).to(tl.float32), V, eps)
+    g = tl.load(gate + t[:, None] * gate_s + column, mask=m, other=0.0).to(tl.float32)
     g = sigmoid(g + tl.load(bias + column, mask=m, other=0.0).to(tl.float32))
     z = gated(g, x * w, near * u)
-    if not GRAD:
-        if ACT:
-            z = activate(z, 'silu')
-        tl.store(y + flat, z.to(y.dtype.element_ty), mask=m)
-    else:
+    if ACT:
+        z = activate(z, 'silu')
+    tl.store(y + flat, z.to(y.dtype.element_ty), mask=m)
+
+
+@kernel(do_not_specialize=('N',))
+def merge_grad_kernel(
+    o, local, gate, bias, norm, local_norm, dy, do, dlocal, dgate, of_norms, of_bias, local_s, gate_s, dgate_s, eps, N,
+    V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """do, dlocal and dgate of one head of WALK times ROWS tokens, and the sums of dw_n, dw_m and dc over them."""
+    h, H = tl.program_id(1), tl.num_programs(1)
+    v = tl.arange(0, BV)
+    w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    u = tl.load(local_norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    c = tl.load(bias + h * V + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
+    dw = tl.zeros([ROWS, BV], tl.float32)  # summed up at the end: over rows, threads have to meet
+    du = tl.zeros([ROWS, BV], tl.float32)
+    dc = tl.zeros([ROWS, BV], tl.float32)
+    for j in tl.range(0, WALK, num_stages=AHEAD):
+        n = (tl.program_id(0) * WALK + j) * ROWS + tl.arange(0, ROWS)
+        m = (n < N)[:, None] & (v < V)[None, :]
+        t = n.to(tl.int64)[:, None]
+        column = h * V + v[None, :]
+        flat = t * (H * V) + column
+        x, r = normalized(tl.load(o + flat, mask=m, other=0.0).to(tl.float32), V, eps)
+        near, s = normalized(tl.load(local + t * local_s + column, mask=m, other=0.0).to(tl.float32), V, eps)
+        g = sigmoid(tl.load(gate + t * gate_s + column, mask=m, other=0.0).to(tl.float32) + c)
         dz = tl.load(dy + flat, mask=m, other=0.0).to(tl.float32)
         if ACT:
-            dz = activate_grad(dz, z, 'silu')
+            dz = activate_grad(dz, gated(g, x * w, near * u), 'silu')
         dn, dm = dz * g, dz * (1 - g)
         tl.store(do + flat, norm_grad(dn, w, x, r, V).to(do.dtype.element_ty), mask=m)
         tl.store(dlocal + flat, norm_grad(dm, u, near, s, V).to(dlocal.dtype.element_ty), mask=m)
-        at_dgate = t[:, None] * dgate_s + column
-        tl.store(dgate + at_dgate, (dz * (x * w - near * u) * g * (1 - g)).to(dgate.dtype.element_ty), mask=m)
-        at_part = parts + tl.program_id(0).to(tl.int64) * (2 * V) + v
-        tl.store(at_part, tl.sum(dn * x, 0), mask=v < V)
-        tl.store(at_part + V, tl.sum(dm * near, 0), mask=v < V)
+        dg = dz * (x * w - near * u) * g * (1 - g)
+        tl.store(dgate + t * dgate_s + column, dg.to(dgate.dtype.element_ty), mask=m)
+        dw += dn * x
+        du += dm * near
+        dc += dg
+    at = (tl.program_id(0) * H + h).to(tl.int64) * V + v  # of_bias: a row for all heads; of_norms: one for each
+    tl.store(of_bias + at, tl.sum(dc, 0), mask=v < V)
+    at = (tl.program_id(0) * H + h).to(tl.int64) * (2 * V) + v
+    tl.store(of_norms + at, tl.sum(dw, 0), mask=v < V)
+    tl.store(of_norms + at + V, tl.sum(du, 0), mask=v < V)
 
 
 def launch_merge(o: Tensor, merge: Merge) -> None:
@@ -127,28 +156,31 @@ def launch_merge(o: Tensor, merge: Merge) -> None:
     N = B * L * H
     if N:
         merge_kernel[ceil_div(N, ROWS),](
-            o, local, gate, bias, norm, local_norm, y, y, y, y, y, y, local.stride(1), gate.stride(1), 0, merge.eps,
-            N, H, V=V, BV=block(V), ROWS=ROWS, ACT=merge.act, GRAD=False, num_warps=WARPS,
+            o, local, gate, bias, norm, local_norm, y, local.stride(1), gate.stride(1), merge.eps, N, H,
+            V=V, BV=block(V), ROWS=ROWS, ACT=merge.act, num_warps=WARPS,
         )  # fmt: skip
 
 
 def launch_merge_grad(
-    dy: Tensor, o: Tensor, local: Tensor, gate: Tensor, bias: Tensor, norm: Tensor, local_norm: Tensor, dgate: Tensor,
-    eps: float, act: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """do, dlocal, and what adds up to the gradients of both norms (.., 2 V); `dgate` (B, L, C) gets its own.
+    sums: Sums, dy: Tensor, o: Tensor, local: Tensor, gate: Tensor, bias: Tensor, norm: Tensor, local_norm: Tensor,
+    dgate: Tensor, eps: float, act: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """do, dlocal, and of `sums` the gradients of the bias and of both norms; `dgate` (B, L, C) gets its own.
 
     Of local, gate and dgate the tokens lie at one distance each.
     """
     B, L, H, V = o.shape
     bias, norm, local_norm = bias.contiguous(), norm.contiguous(), local_norm.contiguous()
-    N = B * L * H
+    N = B * L
     do, dlocal = torch.empty_like(o), local.new_empty(B, L, H * V)
-    parts = o.new_empty(ceil_div(N, GRAD_ROWS), 2 * V, dtype=torch.float32)
+    rows = max(1, GRAD_TILE // block(V))
+    programs = ceil_div(N, rows * WALK)
+    of_norms = o.new_empty(programs * H, 2 * V, dtype=torch.float32)
+    of_bias = o.new_empty(programs, H * V, dtype=torch.float32)
     if N:
-        merge_kernel[ceil_div(N, GRAD_ROWS),](
-            o, local, gate, bias, norm, local_norm, dy, dy, do, dlocal, dgate, parts,
-            local.stride(1), gate.stride(1), dgate.stride(1), eps, N, H,
-            V=V, BV=block(V), ROWS=GRAD_ROWS, ACT=act, GRAD=True, num_warps=GRAD_WARPS,
+        merge_grad_kernel[programs, H](
+            o, local, gate, bias, norm, local_norm, dy, do, dlocal, dgate, of_norms, of_bias,
+            local.stride(1), gate.stride(1), dgate.stride(1), eps, N,
+            V=V, BV=block(V), ROWS=rows, WALK=WALK, AHEAD=AHEAD, ACT=act, num_warps=GRAD_WARPS,
         )  # fmt: skip
-    return do, dlocal, parts
+    return do, dlocal, *sums.add((of_bias, 1), (of_norms, 2))

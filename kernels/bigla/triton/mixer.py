@@ -73,14 +73,15 @@ def launch_mixer_grad(
     gates = decays(low, decay_weight, decay_bias, num_heads)
     dprojected, dlogits = projected.new_empty(projected.shape), torch.empty_like(local)
     dq, dk, dv, dgate, dlow = split(dprojected, dims)
-    do, dlocal, of_norms = launch_merge_grad(dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act)
+    do, dlocal, *of_merge = launch_merge_grad(
+        sums, dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act
+    )
     into = [heads(x, num_heads) for x in (dq, dk, dv, *dlogits.chunk(2, -1))]
     q, k, v = (heads(x, num_heads) for x in (q, k, v))
     launch_backward(do, q, k, v, gates, state, total, hard, q.shape[-1] ** -0.5, C, one, into)
     dlogits, low = dlogits.flatten(0, 1), low.flatten(0, 1)
     torch.mm(dlogits, decay_weight.to(low.dtype), out=dlow.flatten(0, 1))
-    vectors = sums.add((dlogits, 1), (dgate.flatten(0, 1), 1), (of_norms, 2))
-    return dprojected, dlocal, product(dlogits.t(), low), *vectors
+    return dprojected, dlocal, product(dlogits.t(), low), *sums.add((dlogits, 1)), *of_merge
 
 
 def launch_token_mixer(
