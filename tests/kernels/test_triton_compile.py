@@ -22,7 +22,14 @@ from bigla.triton.forward import buffers, launch_forward  # noqa: E402
 from bigla.triton.launch import KNOWN  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
-from bigla.triton.mlp import Half, _on_hopper, launch_projected_mlp, launch_residual_mlp, launch_swiglu  # noqa: E402
+from bigla.triton.mlp import (  # noqa: E402
+    Half,
+    _on_hopper,
+    launch_mlp_grad,
+    launch_projected_mlp,
+    launch_residual_mlp,
+    launch_swiglu,
+)
 from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm, launch_conv_weight_grad  # noqa: E402
@@ -295,7 +302,7 @@ def half_a_block(C: int, H: int, stream: torch.dtype, dtype: torch.dtype, bias: 
 def test_end_of_a_block_on_hopper(C, H, stream, dtype, compiled, tmp_path, monkeypatch):
     """All variants: no spills, and products that run while others do."""
     compiled.target(90)
-    monkeypatch.setattr('bigla.triton.hopper.multiprocessors', lambda device: 132)
+    monkeypatch.setattr('bigla.triton.hopper.parts.multiprocessors', lambda device: 132)
     for bias, scale, branch_scale in product((False, True), repeat=3):
         options = dict(bias=bias, scale=scale, branch_scale=branch_scale)
         z, proj, half = half_a_block(C, H, stream, dtype, **options)
@@ -308,6 +315,20 @@ def test_end_of_a_block_on_hopper(C, H, stream, dtype, compiled, tmp_path, monke
         assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
 
 
+@needs_gluon
+@pytest.mark.parametrize('C, H, dtype', [(192, 512, BF16), (96, 256, torch.float16), (40, 96, BF16)], ids=str)
+def test_gradient_of_the_mlp_on_hopper(C, H, dtype, compiled, tmp_path, monkeypatch):
+    """No spills, and products that run while others do."""
+    compiled.target(90)
+    monkeypatch.setattr('bigla.triton.hopper.parts.multiprocessors', lambda device: 132)
+    shapes = (8000, C), (8000, C), (2 * H, C), (C, H)
+    launch_mlp_grad(*(torch.empty(shape, dtype=dtype, device='meta') for shape in shapes))
+    [(name, kernel)] = compiled.launched
+    assert name == 'mlp_grad_kernel' and kernel.metadata.shared <= SHARED[90] * 1024
+    assert code(kernel, tmp_path, 128).stack == 0
+    assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
+
+
 def shifted(x: torch.Tensor) -> torch.Tensor:
     """Not at a multiple of 16 bytes."""
     return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
@@ -317,14 +338,16 @@ def shifted(x: torch.Tensor) -> torch.Tensor:
 def test_what_hopper_takes(compiled, monkeypatch):
     compiled.target(90)
     z, proj, half = half_a_block(192, 512, torch.float32, BF16)
-    assert _on_hopper(z, proj, half)
-    assert not _on_hopper(z[:1, :5000], proj, half)
-    assert not _on_hopper(shifted(z), proj, half)
-    assert not _on_hopper(z, proj, half._replace(x=half.x.half()))
-    assert not _on_hopper(*half_a_block(192, 516, torch.float32, BF16))
-    assert not _on_hopper(*half_a_block(192, 512, BF16, torch.float32))
+    rest, odd = (half.x, half.fc1, half.fc2, proj), half_a_block(192, 516, torch.float32, BF16)[2]
+    for what in ('block_end', 'mlp_grad'):
+        assert _on_hopper(what, z, *rest)
+        assert not _on_hopper(what, z[:1, :5000], *rest)
+        assert not _on_hopper(what, shifted(z), *rest)
+        assert not _on_hopper(what, z.float(), *rest)
+        assert not _on_hopper(what, z, half.x, odd.fc1, odd.fc2, proj)
+    assert _on_hopper('block_end', z[:1], *rest) and not _on_hopper('mlp_grad', z[:1], *rest)  # of 6,000 tokens
     monkeypatch.setattr('bigla.triton.mlp.KNOWN', False)
-    assert not _on_hopper(z, proj, half)
+    assert not _on_hopper('block_end', z, *rest)
 
 
 @pytest.mark.parametrize(
@@ -338,11 +361,23 @@ def test_what_hopper_takes(compiled, monkeypatch):
     ],
     ids=str,
 )
-def test_end_of_a_block_elsewhere(arch, C, H, dtype, compiled):
-    """By the kernels of its parts on other GPUs, in other precisions, of rows that cannot be copied as they are."""
+def test_hopper_elsewhere(arch, C, H, dtype, compiled):
+    """The kernels of the parts on other GPUs, in other precisions, of rows that cannot be copied as they are."""
     compiled.target(arch)
-    launch_projected_mlp(*half_a_block(C, H, dtype, dtype), 1e-5)
-    assert compiled.launched and 'block_end_kernel' not in {name for name, _ in compiled.launched}
+    z, proj, half = half_a_block(C, H, dtype, dtype)
+    launch_projected_mlp(z, proj, half, 1e-5)
+    launch_mlp_grad(z.flatten(0, 1), z.flatten(0, 1), half.fc1, half.fc2)
+    names = {name for name, _ in compiled.launched}
+    assert names and not names & {'block_end_kernel', 'mlp_grad_kernel'}
+
+
+@needs_gluon
+def test_a_stream_of_another_half_precision(compiled):
+    """Is not for Hopper's kernel."""
+    compiled.target(90)
+    z, proj, half = half_a_block(192, 512, torch.float16, BF16)
+    launch_projected_mlp(z, proj, half, 1e-5)
+    assert 'block_end_kernel' not in {name for name, _ in compiled.launched}
 
 
 def test_unsupported_on_cpu():

@@ -22,8 +22,9 @@ from .primitives import ceil_div
 from .sums import Sums
 
 # A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load. A program of the
-# gradients takes WALK such tiles, one below the other, before it adds up what it has of the weights'.
-ROWS, COLUMNS, CHANNELS, WARPS, WALK = 8, 8, 32, 2, 4
+# gradients takes WALK tiles of more rows, one below the other, before it adds up what it has of the weights'.
+ROWS, COLUMNS, CHANNELS, WARPS = 4, 8, 32, 2
+GRAD_ROWS, WALK = 8, 4
 
 
 @triton.jit
@@ -142,11 +143,11 @@ def dense(x: Tensor) -> Tensor:
     return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
 
 
-def grid(B: int, H: int, W: int, C: int, rows: int = ROWS) -> tuple[int, int]:
+def grid(B: int, H: int, W: int, C: int, rows: int) -> tuple[int, int]:
     return B * ceil_div(H, rows) * ceil_div(W, COLUMNS), ceil_div(C, CHANNELS)
 
 
-TILE = dict(ROWS=ROWS, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS)
+TILE = dict(COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS)
 
 
 def launch_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
@@ -156,7 +157,7 @@ def launch_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
     y = x.new_empty(B, H, W, C)
     if y.numel():
         strides = x.stride()[:3], y.stride()[:3], y.stride()[:3]
-        conv_kernel[grid(B, H, W, C)](x, weight, y, y, *strides, H, W, C, ACT=act, GRAD=False, **TILE)
+        conv_kernel[grid(B, H, W, C, ROWS)](x, weight, y, y, *strides, H, W, C, ROWS=ROWS, ACT=act, GRAD=False, **TILE)
     return y
 
 
@@ -170,10 +171,12 @@ def launch_conv_grad(sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, act: boo
     if act:
         dy, dp = dp, torch.empty_like(dx)
         strides = x.stride()[:3], dy.stride()[:3], dp.stride()[:3]
-        conv_kernel[grid(B, H, W, C)](x, weight, dy, dp, *strides, H, W, C, ACT=True, GRAD=True, **TILE)
-    programs = grid(B, H, W, C, ROWS * WALK)
+        conv_kernel[grid(B, H, W, C, ROWS)](
+            x, weight, dy, dp, *strides, H, W, C, ROWS=ROWS, ACT=True, GRAD=True, **TILE
+        )
+    programs = grid(B, H, W, C, GRAD_ROWS * WALK)
     parts = x.new_empty(programs[0], 9 * C, dtype=torch.float32)
     strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]
-    conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, WALK=WALK, **TILE)
+    conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, ROWS=GRAD_ROWS, WALK=WALK, **TILE)
     (taps,) = sums.add((parts, 1))
     return dx, taps.view(9, C).t()

@@ -27,7 +27,7 @@ from .sums import Sums
 ROWS, WARPS = 32, 4  # heads of tokens that a program merges
 # Of the gradient: numbers of a head that a program holds of each tensor. It takes WALK such tiles, one after the other,
 # for one row of partial sums, and reads AHEAD - 1 of them before they are needed.
-GRAD_TILE, GRAD_WARPS, WALK, AHEAD = 1024, 2, 8, 3
+GRAD_TILE, GRAD_WARPS, WALK, AHEAD = 1024, 4, 16, 3
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def merge_grad_kernel(
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """do, dlocal and dgate of one head of WALK times ROWS tokens, and the sums of dw_n, dw_m and dc over them."""
-    h, H = tl.program_id(1), tl.num_programs(1)
+    h, H, i = tl.program_id(0), tl.num_programs(0), tl.program_id(1)  # heads of a token at the same time
     v = tl.arange(0, BV)
     w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
     u = tl.load(local_norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
@@ -123,7 +123,7 @@ def merge_grad_kernel(
     du = tl.zeros([ROWS, BV], tl.float32)
     dc = tl.zeros([ROWS, BV], tl.float32)
     for j in tl.range(0, WALK, num_stages=AHEAD):
-        n = (tl.program_id(0) * WALK + j) * ROWS + tl.arange(0, ROWS)
+        n = (i * WALK + j) * ROWS + tl.arange(0, ROWS)
         m = (n < N)[:, None] & (v < V)[None, :]
         t = n.to(tl.int64)[:, None]
         column = h * V + v[None, :]
@@ -142,11 +142,10 @@ def merge_grad_kernel(
         dw += dn * x
         du += dm * near
         dc += dg
-    at = (tl.program_id(0) * H + h).to(tl.int64) * V + v  # of_bias: a row for all heads; of_norms: one for each
-    tl.store(of_bias + at, tl.sum(dc, 0), mask=v < V)
-    at = (tl.program_id(0) * H + h).to(tl.int64) * (2 * V) + v
-    tl.store(of_norms + at, tl.sum(dw, 0), mask=v < V)
-    tl.store(of_norms + at + V, tl.sum(du, 0), mask=v < V)
+    part = (i * H + h).to(tl.int64) * V  # of_bias has a row for all heads, of_norms one for each
+    tl.store(of_bias + part + v, tl.sum(dc, 0), mask=v < V)
+    tl.store(of_norms + 2 * part + v, tl.sum(dw, 0), mask=v < V)
+    tl.store(of_norms + 2 * part + V + v, tl.sum(du, 0), mask=v < V)
 
 
 def launch_merge(o: Tensor, merge: Merge) -> None:
@@ -178,7 +177,7 @@ def launch_merge_grad(
     of_norms = o.new_empty(programs * H, 2 * V, dtype=torch.float32)
     of_bias = o.new_empty(programs, H * V, dtype=torch.float32)
     if N:
-        merge_grad_kernel[programs, H](
+        merge_grad_kernel[H, programs](
             o, local, gate, bias, norm, local_norm, dy, do, dlocal, dgate, of_norms, of_bias,
             local.stride(1), gate.stride(1), dgate.stride(1), eps, N,
             V=V, BV=block(V), ROWS=rows, WALK=WALK, AHEAD=AHEAD, ACT=act, num_warps=GRAD_WARPS,

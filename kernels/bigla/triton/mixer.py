@@ -73,9 +73,7 @@ def launch_mixer_grad(
     gates = decays(low, decay_weight, decay_bias, num_heads)
     dprojected, dlogits = projected.new_empty(projected.shape), torch.empty_like(local)
     dq, dk, dv, dgate, dlow = split(dprojected, dims)
-    do, dlocal, *of_merge = launch_merge_grad(
-        sums, dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act
-    )
+    do, dlocal, *of_merge = launch_merge_grad(sums, dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act)
     into = [heads(x, num_heads) for x in (dq, dk, dv, *dlogits.chunk(2, -1))]
     q, k, v = (heads(x, num_heads) for x in (q, k, v))
     launch_backward(do, q, k, v, gates, state, total, hard, q.shape[-1] ** -0.5, C, one, into)

@@ -71,12 +71,13 @@ def in_order(x, BM: tl.constexpr, BH: tl.constexpr):
     return tl.reshape(tl.permute(tl.reshape(x, [BM, BH // 8, 2, 4]), (0, 1, 3, 2)), [BM, BH])
 
 
-@kernel(do_not_specialize=('M',))
+@kernel(do_not_specialize=('M', 'L'))
 def swiglu_kernel(
-    x, fc1, dy, fc2, u, dh, x_s, M, C, H,
-    BM: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr, GRAD: tl.constexpr, PREC: tl.constexpr,
+    x, fc1, scale, dy, fc2, u, dh, x_s, M, L, C, H,
+    BM: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
+    SCALED: tl.constexpr, GRAD: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """u (M, H); GRAD: u, and dh = [da, db] (M, 2 H) from dy (M, C)."""
+    """u (M, H), SCALED by an entry of `scale` for L tokens each; GRAD: also dh = [da, db] (M, 2 H) from dy (M, C)."""
     across = tl.cdiv(H, BH)
     m = tl.program_id(0) // across * BM + tl.arange(0, BM)
     h0 = tl.program_id(0) % across * BH
@@ -96,7 +97,10 @@ def swiglu_kernel(
     inside_u = (m < M)[:, None] & (h < H)[None, :]
     at_u = m.to(tl.int64)[:, None] * H + h[None, :]
     s = sigmoid(a)
-    tl.store(u + at_u, in_order((a * s * b).to(u.dtype.element_ty), BM, BH), mask=inside_u)
+    y = a * s * b
+    if SCALED:
+        y = y * load_factor(scale, m, M, L)
+    tl.store(u + at_u, in_order(y.to(u.dtype.element_ty), BM, BH), mask=inside_u)
     if GRAD:
         at_dy = dy + m.to(tl.int64)[:, None] * C + c[None, :]
         at_w = fc2 + c[:, None] * H + h[None, :]
@@ -112,8 +116,13 @@ def swiglu_kernel(
         tl.store(at_h + H, (du * in_order(a * s, BM, BH)).to(dh.dtype.element_ty), mask=inside_u)
 
 
-def launch_swiglu(x: Tensor, fc1: Tensor, dy: Tensor | None = None, fc2: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """u (M, H) of x (M, C) and W1 (2 H, C), contiguous; with dy (M, C) and W2 (C, H) also dh (M, 2 H), else empty."""
+def launch_swiglu(
+    x: Tensor, fc1: Tensor, dy: Tensor | None = None, fc2: Tensor | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """u (M, H) of x (M, C) and W1 (2 H, C), contiguous; with dy (M, C) and W2 (C, H) also dh (M, 2 H), else empty.
+
+    scale (B,), dense, are factors of u for the tokens of each sample.
+    """
     M, C = x.shape
     H = fc1.shape[0] // 2
     u = x.new_empty(M, H)
@@ -123,9 +132,10 @@ def launch_swiglu(x: Tensor, fc1: Tensor, dy: Tensor | None = None, fc2: Tensor 
     if M:
         tile = SWIGLU_GRAD if grad else SWIGLU
         swiglu_kernel[ceil_div(M, tile.BM) * ceil_div(H, tile.BH),](
-            x, fc1, dy if grad else x, fc2 if grad else fc1, u, dh, x.stride(0), M, C, H,
-            BC=CHANNELS if half and C % CHANNELS == 0 else 32, GRAD=grad, PREC=plain_precision(x.dtype),
-            **tile._asdict(),
+            x, fc1, x if scale is None else scale, dy if grad else x, fc2 if grad else fc1, u, dh,
+            x.stride(0), M, M if scale is None else M // len(scale), C, H,
+            BC=CHANNELS if half and C % CHANNELS == 0 else 32, SCALED=scale is not None, GRAD=grad,
+            PREC=plain_precision(x.dtype), **tile._asdict(),
         )  # fmt: skip
     return u, dh
 
@@ -210,7 +220,7 @@ def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
 
 def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, and of W1 and W2 in float32."""
-    if _on_hopper(x, dy, fc1, fc2):
+    if fc2.shape[1] % 32 == 0 and _on_hopper('mlp_grad', x, dy, fc1, fc2):
         dx, u, dh = hopper.launch_mlp_grad(dy, x, fc1, fc2)
     else:
         u, dh = launch_swiglu(x, fc1, dy, fc2)
@@ -254,25 +264,25 @@ def launch_residual_mlp(t: Half, eps: float) -> Tensor:
 
 def launch_projected_mlp(z: Tensor, proj: Tensor, t: Half, eps: float) -> Tensor:
     """`launch_residual_mlp` with z (.., C) times `proj` for the branch; both are dense, and of W1's dtype."""
-    if _on_hopper(z, t.x, t.fc1, t.fc2, proj) and t.x.dtype in (torch.float32, z.dtype):
+    if _on_hopper('block_end', z, t.x, t.fc1, t.fc2, proj) and t.x.dtype in (torch.float32, z.dtype):
         return hopper.launch_block_end(z, proj, t, eps)
     return launch_residual_mlp(t._replace(branch=F.linear(z, proj).view(t.x.shape)), eps)
 
 
-def _on_hopper(x: Tensor, own: Tensor, fc1: Tensor, fc2: Tensor, *others: Tensor) -> bool:
-    """Whether Hopper's kernels are there, take x (.., C) with these, and are the fastest."""
+def _on_hopper(what: str, x: Tensor, own: Tensor, fc1: Tensor, fc2: Tensor, *others: Tensor) -> bool:
+    """Whether Hopper's kernel of that name is there, takes x (.., C) with these, and is the fastest."""
     if not KNOWN or INTERPRETED or capability() != 90 or x.dtype == torch.float32:
         return False
     C, H = fc2.shape
-    many = x.numel() >= hopper.FEWEST * C and C <= hopper.WIDEST
-    return many and C % 8 == 0 and H % 32 == 0 and all(m.data_ptr() % 16 == 0 for m in (x, own, fc1, fc2, *others))
+    many = x.numel() >= hopper.FEWEST[what] * C and C <= hopper.WIDEST
+    return many and C % 8 == 0 and H % 8 == 0 and all(m.data_ptr() % 16 == 0 for m in (x, own, fc1, fc2, *others))
 
 
 def _launch_apart(t: Half, eps: float) -> Tensor:
     """`launch_residual_mlp` by the kernels of its parts."""
     total, n = launch_norm(t.x, t.branch, t.norm_weight, t.norm_bias, eps, t.fc1.dtype, factors=t.factors)
-    u, _ = launch_swiglu(n.view(-1, t.fc2.shape[0]), t.fc1)
-    return add_product(total, u, t.fc2.t(), t.scale)
+    u, _ = launch_swiglu(n.view(-1, t.fc2.shape[0]), t.fc1, scale=t.scale)
+    return add_product(total, u, t.fc2.t())
 
 
 def launch_residual_mlp_grad(sums: Sums, dy: Tensor, t: Half, eps: float) -> tuple[Tensor, ...]:

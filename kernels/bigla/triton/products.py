@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..composed import by_sample
-
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     """x y in float32, as it was accumulated."""
@@ -13,10 +11,8 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y).float()  # a CPU knows no product of another type
 
 
-def add_product(total: Tensor, x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
-    """`total` (B, ..., C) with scale x y added, in place; scale (B,) is a factor for each sample."""
-    if scale is not None:
-        return total.addcmul_((x @ y).view(total.shape), by_sample(scale, total))
+def add_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`total` (.., C) with x y added, in place."""
     flat = total.view(-1, total.shape[-1])
     if total.dtype == x.dtype:
         flat.addmm_(x, y)

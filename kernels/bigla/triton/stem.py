@@ -85,7 +85,7 @@ def conv_weight_grad_kernel(
     C: tl.constexpr, D: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
     BK: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles, BM tokens of a row. See above."""
+    """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles, BM tokens of a row each."""
     across = tl.cdiv(WO, BM)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     d = tl.arange(0, BD)
@@ -94,9 +94,7 @@ def conv_weight_grad_kernel(
         w = tile % across * BM + tl.arange(0, BM)
         row = tile // across  # of all samples
         b, h = (row // HO).to(tl.int64), tl.full([1], row % HO, tl.int32)
-        part = load_patches(
-            x + b * x_s[0], x_s, h * STRIDE - 1, w * STRIDE - 1, k, w < WO, H, W, C, SIDE, LAST, WIDE
-        )
+        part = load_patches(x + b * x_s[0], x_s, h * STRIDE - 1, w * STRIDE - 1, k, w < WO, H, W, C, SIDE, LAST, WIDE)
         at = dp + (row.to(tl.int64) * WO + w[:, None]) * D + d[None, :]
         some = tl.load(at, mask=(w < WO)[:, None] & (d < D)[None, :], other=0.0)
         acc = tl.dot(tl.trans(some), part.to(some.dtype), acc, input_precision=PREC)

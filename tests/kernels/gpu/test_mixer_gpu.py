@@ -5,7 +5,10 @@ import torch
 
 from bigla import add_norm, bigla_mixer, block, conv_norm, depthwise_conv, gated_mlp, residual_mlp
 from bigla.triton.launch import KNOWN
-from bigla.triton.mlp import Half, launch_projected_mlp
+from bigla.triton.mlp import Half, launch_mlp_grad, launch_projected_mlp
+
+if KNOWN:
+    from bigla.triton import hopper
 
 pytestmark = pytest.mark.gpu
 
@@ -14,7 +17,7 @@ pytestmark = pytest.mark.gpu
 def _fused_however_few(monkeypatch):
     monkeypatch.setattr('bigla.triton.mlp.FEWEST', 0)
     if KNOWN:
-        monkeypatch.setattr('bigla.triton.hopper.FEWEST', 0)
+        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=0, mlp_grad=0))
 
 
 on_hopper = pytest.mark.skipif(
@@ -157,10 +160,10 @@ def test_a_thousand_launches_of_the_parts(derive):
 def test_block(C, num_heads, act, fewest, dtype, bias, whole_block, derive, monkeypatch):
     """As `check`, in the float32 stream that autocast leaves, samples dropped; again, and compiled: the same bits.
 
-    With and without Hopper's kernel for its end.
+    With and without Hopper's kernels.
     """
     if KNOWN:
-        monkeypatch.setattr('bigla.triton.hopper.FEWEST', fewest)
+        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=fewest, mlp_grad=fewest))
     torch.manual_seed(0)
     tensors = whole_block(3, 31, 42, C, num_heads=num_heads, rank=16, H=C * 8 // 3 // 32 * 32, bias=bias)
     tensors = [None if t is None else t.cuda() for t in tensors]
@@ -221,7 +224,7 @@ def test_end_of_a_block(B, L, C, H, stream, bias, scale, branch_scale, dtype, mo
         patch.setattr('bigla.triton.hopper.launch_block_end', None)
         with pytest.raises(TypeError):  # it is what runs below
             launch_projected_mlp(z, proj, t, 1e-5)
-        patch.setattr('bigla.triton.hopper.FEWEST', 10**9)
+        patch.setitem(hopper.FEWEST, 'block_end', 10**9)
         peer = launch_projected_mlp(z, proj, t, 1e-5)
     got = launch_projected_mlp(z, proj, t, 1e-5)
     x, _, *vectors, fc1, fc2, scale, branch_scale = (None if v is None else v.double() for v in t)
@@ -242,6 +245,45 @@ def test_a_thousand_ends_of_a_block(bias):
     differ = torch.zeros(2, dtype=torch.int64, device='cuda')
     for _ in range(1000):
         differ += torch.stack([(launch_projected_mlp(*args, 1e-5) != y).any() for args, y in zip(some, want)])
+    assert not differ.any(), differ
+
+
+@on_hopper
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+@pytest.mark.parametrize('M, C, H', [(1, 192, 512), (63, 8, 32), (129, 40, 96), (45005, 192, 512), (134400, 96, 256)])
+def test_gradient_of_the_mlp(M, C, H, dtype, monkeypatch):
+    """Hopper's kernel and the weights' gradients against float64 and against the other kernels; the same bits."""
+    torch.manual_seed(0)
+    dy, x, fc1, fc2 = (torch.randn(s, device='cuda') for s in ((M, C), (M, C), (2 * H, C), (C, H)))
+    tensors = [t.to(dtype) for t in (dy, x, fc1 / C**0.5, fc2 / H**0.5)]
+    with monkeypatch.context() as patch:
+        patch.setattr('bigla.triton.hopper.launch_mlp_grad', None)
+        with pytest.raises(TypeError):  # it is what runs below
+            launch_mlp_grad(*tensors)
+        patch.setitem(hopper.FEWEST, 'mlp_grad', 10**9)
+        peer = launch_mlp_grad(*tensors)
+    got = launch_mlp_grad(*tensors)
+    dy, *leaves = (t.double().requires_grad_() for t in tensors)
+    want = torch.autograd.grad(gated_mlp(*leaves, impl='reference'), leaves, dy)
+    for a, b, c in zip(got, peer, want, strict=True):
+        mine, theirs = ((t.double() - c).norm() / c.norm() for t in (a, b))
+        assert a.dtype == b.dtype and mine <= 1.1 * theirs, (mine, theirs)
+    for _ in range(20):
+        assert all(a.equal(b) for a, b in zip(launch_mlp_grad(*tensors), got, strict=True))
+
+
+@on_hopper
+def test_a_thousand_gradients_of_the_mlp():
+    some = []
+    for M in (100, 36000):
+        torch.manual_seed(0)
+        shapes = (M, 192), (M, 192), (1024, 192), (192, 512)
+        some.append([torch.randn(s, device='cuda').div(s[1] ** 0.5).bfloat16() for s in shapes])
+    want = [hopper.launch_mlp_grad(*args) for args in some]
+    differ = torch.zeros(6, dtype=torch.int64, device='cuda')
+    for _ in range(1000):
+        got = (hopper.launch_mlp_grad(*args) for args in some)
+        differ += torch.stack([(a != b).any() for x, y in zip(got, want) for a, b in zip(x, y)])
     assert not differ.any(), differ
 
 

@@ -43,7 +43,6 @@ from .parts import (
     place,
     programs,
     release,
-    shared_layout,
     wait_for,
 )
 
@@ -78,9 +77,7 @@ def multiply_hidden(dy, ring, n, group, P: gl.constexpr):
     at, _ = place(full, n)
     acc = gl.zeros([SIDE, HIDDEN], gl.float32, MMA_HIDDEN)
     for p in gl.static_range(P):
-        acc = warpgroup_mma(
-            dy.index(group * P + p), columns.index(at * P + p), acc, use_acc=p > 0, is_async=True
-        )
+        acc = warpgroup_mma(dy.index(group * P + p), columns.index(at * P + p), acc, use_acc=p > 0, is_async=True)
     return acc
 
 
@@ -158,7 +155,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
         leave(u, dh, out, first, 0, H, group)
         n += 1
         acc = ()
-        for p in gl.static_range(P):
+        for _ in gl.static_range(P):
             acc = acc + (gl.zeros([SIDE, SIDE], gl.float32, MMA),)
         # While the gradients of some hidden channels are made, those made before them are multiplied.
         for h0 in range(HIDDEN, H, HIDDEN):

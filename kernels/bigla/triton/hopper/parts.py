@@ -33,7 +33,9 @@ COLUMN = gl.constexpr(gl.SliceLayout(0, MMA))
 ROW = gl.constexpr(gl.SliceLayout(1, MMA))
 BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
 WARPS = gl.constexpr((4, 1, 1))  # of the second group and of those that copy; the first one has 4, too
-REGISTERS = gl.constexpr((240, 24, 24))  # of a thread of these; the first group gets what they leave of 504, 240 as well
+REGISTERS = gl.constexpr(
+    (240, 24, 24)
+)  # of a thread of these; the first group gets what they leave of 504, 240 as well
 
 
 @gluon.jit
