@@ -21,10 +21,10 @@ from .launch import kernel
 from .primitives import ceil_div
 from .sums import Sums
 
-# A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide. Rows share what they load. A program of the
-# gradients takes WALK tiles of more rows, one below the other, before it adds up what it has of the weights'.
-ROWS, COLUMNS, CHANNELS, WARPS = 4, 8, 32, 2
-GRAD_ROWS, WALK = 8, 4
+# A program's outputs: ROWS x COLUMNS tokens, at most CHANNELS wide, of dp fewer rows. Rows share what they load. A
+# program of the gradients takes WALK such tiles, one below the other, before it adds up what it has of the weights'.
+ROWS, COLUMNS, CHANNELS, WARPS, WALK = 8, 8, 32, 2, 4
+DP_ROWS = 4
 
 
 @triton.jit
@@ -171,12 +171,12 @@ def launch_conv_grad(sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, act: boo
     if act:
         dy, dp = dp, torch.empty_like(dx)
         strides = x.stride()[:3], dy.stride()[:3], dp.stride()[:3]
-        conv_kernel[grid(B, H, W, C, ROWS)](
-            x, weight, dy, dp, *strides, H, W, C, ROWS=ROWS, ACT=True, GRAD=True, **TILE
+        conv_kernel[grid(B, H, W, C, DP_ROWS)](
+            x, weight, dy, dp, *strides, H, W, C, ROWS=DP_ROWS, ACT=True, GRAD=True, **TILE
         )
-    programs = grid(B, H, W, C, GRAD_ROWS * WALK)
+    programs = grid(B, H, W, C, ROWS * WALK)
     parts = x.new_empty(programs[0], 9 * C, dtype=torch.float32)
     strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]
-    conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, ROWS=GRAD_ROWS, WALK=WALK, **TILE)
+    conv_grad_kernel[programs](x, weight, dp, dx, parts, *strides, H, W, C, ROWS=ROWS, WALK=WALK, **TILE)
     (taps,) = sums.add((parts, 1))
     return dx, taps.view(9, C).t()
