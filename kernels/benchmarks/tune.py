@@ -89,7 +89,12 @@ def prepare_merge_grad(B: int, L: int, nh: int, V: int) -> Callable[[], Tensor]:
     o = normal(B, L, nh, V)
     dy, local, gate, dgate = (normal(B, L, nh * V) for _ in range(4))
     bias, weight = normal(nh * V, dtype=torch.float32), normal(V, dtype=torch.float32)
-    return lambda: merge.launch_merge_grad(Sums(), dy, o, local, gate, bias, weight, weight, dgate, 1e-6, True)[0]
+
+    def run() -> Tensor:
+        with Sums() as sums:
+            return merge.launch_merge_grad(sums, dy, o, local, gate, bias, weight, weight, dgate, 1e-6, True)[0]
+
+    return run
 
 
 def prepare_stem(B: int, H: int, W: int, C: int, D: int, side: int, stride: int) -> Callable[[], Tensor]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import bigla.triton as kernels
 from bigla import bigla, bigla_mixer, block, depthwise_conv, norm_depthwise_conv, residual_mlp
-from bigla.triton import backward, forward, mlp, primitives, stem, sums
+from bigla.triton import backward, forward, merge, mlp, primitives, stem, sums
 from bigla.triton.primitives import Gates
 
 # More than one where log2(e) g, which is rounded, is large.
@@ -420,6 +420,8 @@ def test_half_a_block_with_dropped_samples(C, fewest, bias, half_block, derive, 
 def test_a_block_with_dropped_samples(fewest, whole_block, derive, monkeypatch):
     """x in float32, as autocast has it; the gradient of x is the sum of both branches' and the stream's."""
     monkeypatch.setattr(mlp, 'FEWEST', fewest)
+    monkeypatch.setattr(merge, 'WALK', 2)
+    monkeypatch.setattr(merge, 'GRAD_TILE', 256)  # programs for some tiles, and some programs
     tensors = whole_block(3, 6, 7, 48, num_heads=3, rank=16, H=40, bias=True)
     factors = dict(scale=torch.tensor([2.0, 0.0, 0.0]), branch_scale=torch.tensor([0.0, 2.0, 0.0]))
     options = dict(num_heads=3, act=True, eps=1e-5, inner=torch.float16, **factors)
@@ -555,7 +557,7 @@ def test_block_parts_as_operators(first_half, whole_block):
 
 
 def test_an_image_has_a_gradient_on_demand(monkeypatch):
-    """It takes as long as the weights' gradient, and training does not ask for it."""
+    """Training does not ask for it, and it takes long."""
     asked = []
     launch = kernels.launch_conv_norm_grad
     monkeypatch.setattr(kernels, 'launch_conv_norm_grad', lambda *a: (asked.append(a[-1]), launch(*a))[1])
@@ -570,14 +572,17 @@ def test_an_image_has_a_gradient_on_demand(monkeypatch):
 @pytest.mark.parametrize('C, D, side, stride, image', [(3, 24, 9, 8, True), (5, 16, 3, 2, False), (1, 8, 3, 1, True)])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
 def test_gradient_of_the_weights_alone(C, D, side, stride, image, dtype, grids, monkeypatch):
-    """By a kernel of its own; beside PyTorch's, with the image's."""
+    """By a kernel of its own where the image needs none; beside PyTorch's."""
     x, weight, *vectors = grids(C, D, side, 41, 37, image)
     monkeypatch.setattr(stem, 'PROGRAMS', 8)  # fewer than there are tiles
+    launch, calls = stem.launch_conv_weight_grad, []
+    monkeypatch.setattr(stem, 'launch_conv_weight_grad', lambda *a: (calls.append(a), launch(*a))[1])
     grads = []
     for wanted in (False, True):
         x.requires_grad_(wanted), weight.requires_grad_()
         y = kernels.conv_norm(x, weight, *vectors, stride, 1e-5, 'gelu', dtype, torch.float32)
         grads.append(torch.autograd.grad((y * torch.linspace(-1, 1, D)).sum(), weight)[0])
+        assert len(calls) == 1
     error = (grads[0] - grads[1]).norm() / grads[1].norm()
     assert error < (2e-3 if dtype == torch.float16 else 1e-5)
 
@@ -596,6 +601,15 @@ def test_an_image_beyond_int32():
     image.copy_(torch.randn(1, 3, 4, 2))
     args = torch.randn(4, 2, 3, 3), *torch.randn(3, 4), 1, 1e-5, '', torch.float16, torch.float16
     assert kernels.conv_norm(image, *args).equal(kernels.conv_norm(image.contiguous(), *args))
+    dp = torch.randn(1, 3, 4, 4).half()
+    far, near = (weights_grad(dp, x) for x in (image, image.contiguous()))
+    assert far.equal(near) and not weights_grad(dp[:0], image[:0]).any()
+
+
+def weights_grad(dp, image):
+    with sums.Sums() as some:
+        grad = stem.launch_conv_weight_grad(some, dp, image, 3, 1)
+    return grad
 
 
 def sum_rows(x, pieces=1):

@@ -110,11 +110,12 @@ def merge_kernel(
 
 @kernel(do_not_specialize=('N',))
 def merge_grad_kernel(
-    o, local, gate, bias, norm, local_norm, dy, do, dlocal, dgate, of_norms, of_bias, local_s, gate_s, dgate_s, eps, N,
+    o, local, gate, bias, norm, local_norm, dy, do, dlocal, dgate, of_norms, of_bias,
+    local_s, gate_s, dgate_s, eps, N, H,
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """do, dlocal and dgate of one head of WALK times ROWS tokens, and the sums of dw_n, dw_m and dc over them."""
-    h, H, i = tl.program_id(0), tl.num_programs(0), tl.program_id(1)  # heads of a token at the same time
+    h, i = tl.program_id(0) % H, tl.program_id(0) // H  # heads of a token at the same time
     v = tl.arange(0, BV)
     w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
     u = tl.load(local_norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
@@ -177,9 +178,9 @@ def launch_merge_grad(
     of_norms = o.new_empty(programs * H, 2 * V, dtype=torch.float32)
     of_bias = o.new_empty(programs, H * V, dtype=torch.float32)
     if N:
-        merge_grad_kernel[H, programs](
+        merge_grad_kernel[programs * H,](
             o, local, gate, bias, norm, local_norm, dy, do, dlocal, dgate, of_norms, of_bias,
-            local.stride(1), gate.stride(1), dgate.stride(1), eps, N,
+            local.stride(1), gate.stride(1), dgate.stride(1), eps, N, H,
             V=V, BV=block(V), ROWS=rows, WALK=WALK, AHEAD=AHEAD, ACT=act, num_warps=GRAD_WARPS,
         )  # fmt: skip
     return do, dlocal, *sums.add((of_bias, 1), (of_norms, 2))

@@ -10,7 +10,8 @@ it are part of it, and not even u is written::
 
     s = x + f branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
 
-On Hopper the projection that the branch comes from is part of it, too: see `hopper`.
+On Hopper the projection that the branch comes from is part of it, too, and the gradient is one kernel but for the
+weights' own: see `hopper`.
 """
 
 from typing import NamedTuple
@@ -220,7 +221,7 @@ def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
 
 def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, and of W1 and W2 in float32."""
-    if fc2.shape[1] % 32 == 0 and _on_hopper('mlp_grad', x, dy, fc1, fc2):
+    if _on_hopper('mlp_grad', x, fc2, dy, fc1):
         dx, u, dh = hopper.launch_mlp_grad(dy, x, fc1, fc2)
     else:
         u, dh = launch_swiglu(x, fc1, dy, fc2)
@@ -264,18 +265,19 @@ def launch_residual_mlp(t: Half, eps: float) -> Tensor:
 
 def launch_projected_mlp(z: Tensor, proj: Tensor, t: Half, eps: float) -> Tensor:
     """`launch_residual_mlp` with z (.., C) times `proj` for the branch; both are dense, and of W1's dtype."""
-    if _on_hopper('block_end', z, t.x, t.fc1, t.fc2, proj) and t.x.dtype in (torch.float32, z.dtype):
+    if _on_hopper('block_end', z, t.fc2, t.x, t.fc1, proj) and t.x.dtype in (torch.float32, z.dtype):
         return hopper.launch_block_end(z, proj, t, eps)
     return launch_residual_mlp(t._replace(branch=F.linear(z, proj).view(t.x.shape)), eps)
 
 
-def _on_hopper(what: str, x: Tensor, own: Tensor, fc1: Tensor, fc2: Tensor, *others: Tensor) -> bool:
+def _on_hopper(what: str, x: Tensor, fc2: Tensor, *others: Tensor) -> bool:
     """Whether Hopper's kernel of that name is there, takes x (.., C) with these, and is the fastest."""
     if not KNOWN or INTERPRETED or capability() != 90 or x.dtype == torch.float32:
         return False
     C, H = fc2.shape
     many = x.numel() >= hopper.FEWEST[what] * C and C <= hopper.WIDEST
-    return many and C % 8 == 0 and H % 8 == 0 and all(m.data_ptr() % 16 == 0 for m in (x, own, fc1, fc2, *others))
+    rows = C % 8 == 0 and H % hopper.DIVISOR[what] == 0
+    return many and rows and all(m.data_ptr() % 16 == 0 for m in (x, fc2, *others))
 
 
 def _launch_apart(t: Half, eps: float) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from bigla import add_norm, bigla_mixer, block, conv_norm, depthwise_conv, gated_mlp, residual_mlp
 from bigla.triton.launch import KNOWN
 from bigla.triton.mlp import Half, launch_mlp_grad, launch_projected_mlp
+from bigla.triton.stem import launch_conv_weight_grad, out_side
+from bigla.triton.sums import Sums
 
 if KNOWN:
     from bigla.triton import hopper
@@ -285,6 +287,26 @@ def test_a_thousand_gradients_of_the_mlp():
         got = (hopper.launch_mlp_grad(*args) for args in some)
         differ += torch.stack([(a != b).any() for x, y in zip(got, want) for a, b in zip(x, y)])
     assert not differ.any(), differ
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16'])
+@pytest.mark.parametrize(
+    'B, H, W, C, D, side, stride', [(3, 497, 531, 3, 96, 9, 8), (2, 165, 270, 3, 48, 3, 2), (1, 33, 41, 1, 8, 3, 1)]
+)
+def test_gradient_of_an_images_weights(B, H, W, C, D, side, stride, dtype):
+    """Against float64, of an image that rounds to itself; twenty times the same bits."""
+    torch.manual_seed(0)
+    image = torch.randn(B, C, H, W, device='cuda').to(dtype).float()
+    dp = torch.randn(B, out_side(H, side, stride), out_side(W, side, stride), D, device='cuda').to(dtype)
+
+    def run():
+        with Sums() as sums:
+            return launch_conv_weight_grad(sums, dp, image.permute(0, 2, 3, 1), side, stride)
+
+    got, (far, near) = run(), (t.double() for t in (dp.permute(0, 3, 1, 2), image))
+    want = torch.nn.grad.conv2d_weight(near, (D, C, side, side), far, stride, padding=1)
+    assert (got - want).norm() <= 1e-4 * want.norm()
+    assert all(run().equal(got) for _ in range(20))
 
 
 def test_compile_the_parts(part, derive):

@@ -14,7 +14,6 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -41,7 +40,10 @@ from .parts import (
     descriptor,
     expect,
     finish,
+    halves,
+    leave,
     load_left,
+    make_room,
     multiply,
     pieces,
     place,
@@ -101,7 +103,7 @@ def add(u, acc, ring, n, P: gl.constexpr):
 @gluon.jit
 def gated(h, f, SCALED: gl.constexpr, HALF: gl.constexpr):
     """SiLU(a) b of products [a, b], times f, as the left factor of the next product.  (SIDE, HIDDEN)"""
-    a, b = gl.split(gl.permute(gl.reshape(h, [SIDE, 2, HIDDEN]), (0, 2, 1)))
+    a, b = halves(h)
     u = a * sigmoid(a) * b
     if SCALED:
         u = u * gl.convert_layout(f, u.type.layout)
@@ -169,10 +171,8 @@ def compute(
         for p in gl.static_range(P):
             wait_for(full, n)
             h = multiply(z, ring, n, P)
-            if p == 0:  # the last tile's y has left by now
-                tma.store_wait(0)
-                gl.thread_barrier()  # some warp may have been the one that sent it
-                mbarrier.arrive(x_empty.index(group), pred=tile != gl.program_id(0))
+            if p == 0:
+                make_room(own, group, tile)
             branch = branch + (warpgroup_mma_wait(0, (h,)),)
             release(empty, n)
             n += 1
@@ -212,13 +212,7 @@ def compute(
         acc, later = finish(add(u, acc, ring, n, P), u, (u,), P)
         release(empty, n)
         n += 1
-        # Out where x came in
-        for p in gl.static_range(P):
-            x.index(group * P + p).store(acc[p].to(x.dtype))
-        fence_async_shared()
-        gl.thread_barrier()
-        for p in gl.static_range(P):
-            tma.async_copy_shared_to_global(y, [first, p * SIDE], x.index(group * P + p))
+        leave(acc, y, own, group, first, P)
         phase ^= 1
     tma.store_wait(0)
 

@@ -37,7 +37,10 @@ from .parts import (
     descriptor,
     expect,
     finish,
+    halves,
+    leave,
     load_left,
+    make_room,
     multiply,
     pieces,
     place,
@@ -95,7 +98,7 @@ def add(dh, acc, ring, n, P: gl.constexpr):
 @gluon.jit
 def gate_grads(h, du, HALF: gl.constexpr):
     """u, da and db of products [a, b] and of du, and [da, db] as the left factor of the next product."""
-    a, b = gl.split(gl.permute(gl.reshape(h, [SIDE, 2, HIDDEN]), (0, 2, 1)))
+    a, b = halves(h)
     du = gl.convert_layout(du, a.type.layout)
     s = sigmoid(a)
     silu = a * s
@@ -116,7 +119,7 @@ def put(gates, out, group):
 
 
 @gluon.jit
-def leave(u, dh, out, first, h, H, group):
+def leave_gates(u, dh, out, first, h, H, group):
     """u, da and db to where the weights' gradients look for them."""
     tma.async_copy_shared_to_global(u, [first, h], out.index(group * OUT))
     tma.async_copy_shared_to_global(dh, [first, h], out.index(group * OUT + 1))
@@ -139,9 +142,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
         first = (tile * GROUPS + group) * SIDE
         left = load_left(ring, n, group, P)
         n += 2
-        tma.store_wait(0)  # the last tile's results have left
-        gl.thread_barrier()  # some warp may have been the one that sent them
-        mbarrier.arrive(own_empty.index(group), pred=tile != gl.program_id(0))
+        make_room(own, group, tile)
         mbarrier.wait(own_full.index(group), phase)
         wait_for(full, n)
         mbarrier.wait(mine, turn)
@@ -152,7 +153,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
         turn ^= 1
         gu, ga, gb, factor = gate_grads(h, du, HALF)
         put((gu, ga, gb), out, group)
-        leave(u, dh, out, first, 0, H, group)
+        leave_gates(u, dh, out, first, 0, H, group)
         n += 1
         acc = ()
         for _ in gl.static_range(P):
@@ -172,17 +173,11 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
             tma.store_wait(0)
             release(empty, n - 1)
             put((gu, ga, gb), out, group)
-            leave(u, dh, out, first, h0, H, group)
+            leave_gates(u, dh, out, first, h0, H, group)
             n += 1
         acc, later = finish(add(factor, acc, ring, n - 1, P), factor, (factor,), P)
         release(empty, n - 1)
-        # Out where dy came in
-        for p in gl.static_range(P):
-            dy.index(group * P + p).store(acc[p].to(HALF))
-        fence_async_shared()
-        gl.thread_barrier()
-        for p in gl.static_range(P):
-            tma.async_copy_shared_to_global(dx, [first, p * SIDE], dy.index(group * P + p))
+        leave(acc, dx, own, group, first, P)
         phase ^= 1
     tma.store_wait(0)
 

@@ -32,10 +32,10 @@ LEFT = gl.constexpr(gl.DotOperandLayout(0, MMA, 2))
 COLUMN = gl.constexpr(gl.SliceLayout(0, MMA))
 ROW = gl.constexpr(gl.SliceLayout(1, MMA))
 BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
-WARPS = gl.constexpr((4, 1, 1))  # of the second group and of those that copy; the first one has 4, too
-REGISTERS = gl.constexpr(
-    (240, 24, 24)
-)  # of a thread of these; the first group gets what they leave of 504, 240 as well
+# Of the second group and of those that copy; the first group has 4 warps, too, and the registers of a thread that these
+# leave of 504, 240 as well.
+WARPS = gl.constexpr((4, 1, 1))
+REGISTERS = gl.constexpr((240, 24, 24))
 
 
 @gluon.jit
@@ -148,6 +148,12 @@ def multiply(x, ring, n, P: gl.constexpr):
 
 
 @gluon.jit
+def halves(h):
+    """a and b of products [a, b].  2 x (SIDE, HIDDEN)"""
+    return gl.split(gl.permute(gl.reshape(h, [SIDE, 2, HIDDEN]), (0, 2, 1)))
+
+
+@gluon.jit
 def finish(acc, read, later, P: gl.constexpr):
     """`acc` when all products are done, which read `read`, and `later`, which is there before they are waited for."""
     done = warpgroup_mma_wait(0, acc + (read,) + later)
@@ -155,6 +161,27 @@ def finish(acc, read, later, P: gl.constexpr):
     for p in gl.static_range(P):
         acc = acc + (done[p],)
     return acc, done[P + 1 :]
+
+
+@gluon.jit
+def make_room(own, group, tile):
+    """For what is the group's own of a tile that is not the first: all that the group has sent has left by now."""
+    pieces, full, empty = own
+    tma.store_wait(0)
+    gl.thread_barrier()  # some warp may have been the one that sent it
+    mbarrier.arrive(empty.index(group), pred=tile != gl.program_id(0))
+
+
+@gluon.jit
+def leave(acc, y, own, group, first, P: gl.constexpr):
+    """P pieces `acc` to rows of y from `first` on, out where the group's own came in."""
+    pieces, full, empty = own
+    for p in gl.static_range(P):
+        pieces.index(group * P + p).store(acc[p].to(pieces.dtype))
+    fence_async_shared()
+    gl.thread_barrier()
+    for p in gl.static_range(P):
+        tma.async_copy_shared_to_global(y, [first, p * SIDE], pieces.index(group * P + p))
 
 
 @functools.cache
