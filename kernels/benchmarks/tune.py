@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from results import append
@@ -79,22 +79,25 @@ def prepare_norm(M: int, C: int) -> Callable[[], Tensor]:
     return lambda: norm.launch_norm(x, None, weight, weight, 1e-6, BF16)[1]
 
 
+def summed(launch: Callable, *args, **options) -> Any:
+    """What a launch gives whose gradients are partly sums over tokens, with these."""
+    with Sums() as sums:
+        return launch(sums, *args, **options)
+
+
 def prepare_norm_grad(M: int, C: int) -> Callable[[], Tensor]:
     x, dy = normal(M, C, dtype=torch.float32), normal(M, C, dtype=torch.float32)
     dn, branch, weight = normal(M, C), normal(M, C), normal(C, dtype=torch.float32)
-    return lambda: norm.launch_norm_grad(Sums(), dy, dn, x, weight, weight, 1e-6, torch.float32, BF16, branch=branch)[0]
+    inputs = dy, dn, x, weight, weight
+    return lambda: summed(norm.launch_norm_grad, *inputs, 1e-6, torch.float32, BF16, branch=branch)[0]
 
 
 def prepare_merge_grad(B: int, L: int, nh: int, V: int) -> Callable[[], Tensor]:
     o = normal(B, L, nh, V)
     dy, local, gate, dgate = (normal(B, L, nh * V) for _ in range(4))
     bias, weight = normal(nh * V, dtype=torch.float32), normal(V, dtype=torch.float32)
-
-    def run() -> Tensor:
-        with Sums() as sums:
-            return merge.launch_merge_grad(sums, dy, o, local, gate, bias, weight, weight, dgate, 1e-6, True)[0]
-
-    return run
+    inputs = dy, o, local, gate, bias, weight, weight, dgate
+    return lambda: summed(merge.launch_merge_grad, *inputs, 1e-6, True)[0]
 
 
 def prepare_stem(B: int, H: int, W: int, C: int, D: int, side: int, stride: int) -> Callable[[], Tensor]:
@@ -106,12 +109,7 @@ def prepare_stem(B: int, H: int, W: int, C: int, D: int, side: int, stride: int)
 def prepare_stem_grad(B: int, H: int, W: int, C: int, D: int, side: int, stride: int) -> Callable[[], Tensor]:
     x = normal(B, C, H, W, dtype=torch.float32).permute(0, 2, 3, 1)
     dp = normal(B, stem.out_side(H, side, stride), stem.out_side(W, side, stride), D)
-
-    def run() -> Tensor:
-        with Sums() as sums:
-            return stem.launch_conv_weight_grad(sums, dp, x, side, stride)
-
-    return run
+    return lambda: summed(stem.launch_conv_weight_grad, dp, x, side, stride)
 
 
 def prepare_mixer(B: int, L: int, nh: int, K: int) -> Callable[[], Tensor]:

@@ -164,8 +164,9 @@ def launch_conv_norm_grad(
     sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor,
     stride: int, eps: float, act: str, inner: torch.dtype, needs_dx: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Gradients of the five tensors that `launch_conv_norm` got, of vectors and
-    of an image's weights by `sums`; x's None unless `needs_dx`.
+    """Gradients of the five tensors that `launch_conv_norm` got; x's None unless `needs_dx`.
+
+    Those of vectors, and of an image's weights, are of `sums`.
     """
     narrow = weight.shape[0] <= WIDEST
     by_kernel = narrow and not needs_dx and weight[0].numel() <= FEW

@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
 
 from ..activations import sigmoid
 from ..launch import kernel
@@ -33,8 +28,10 @@ from .parts import (
     ROW,
     SIDE,
     WARPS,
-    allocate_barriers,
+    add,
+    allocate,
     copy_columns,
+    copy_left,
     copy_own,
     copy_rows,
     descriptor,
@@ -46,7 +43,6 @@ from .parts import (
     make_room,
     multiply,
     pieces,
-    place,
     programs,
     release,
     wait_for,
@@ -66,11 +62,8 @@ def copy_factors(z, proj, fc1, fc2, ring, tiles, H, P: gl.constexpr):
     COLUMNS: gl.constexpr = P * SIDE * HIDDEN * 2
     n = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        for group in gl.static_range(GROUPS):
-            first = (tile * GROUPS + group) * SIDE
-            expect(full, empty, n, ROWS)
-            copy_rows(z, first, first + HIDDEN, rows, full, n, P)
-            n += 1
+        copy_left(z, tile, ring, n, P)
+        n += 2
         for p in gl.static_range(P):
             expect(full, empty, n, ROWS)
             copy_rows(proj, p * SIDE, p * SIDE + HIDDEN, rows, full, n, P)
@@ -86,18 +79,6 @@ def copy_factors(z, proj, fc1, fc2, ring, tiles, H, P: gl.constexpr):
         expect(full, empty, n, COLUMNS)
         copy_columns(fc2, (H - 1) // HIDDEN * HIDDEN, columns, full, n, P)
         n += 1
-
-
-@gluon.jit
-def add(u, acc, ring, n, P: gl.constexpr):
-    """acc + u W^T with the columns of the n-th part; under way.  P x (SIDE, SIDE)"""
-    rows, columns, full, empty = ring
-    at, _ = place(full, n)
-    out = ()
-    for p in gl.static_range(P):
-        w = columns.index(at * P + p).permute((1, 0))
-        out = out + (warpgroup_mma(u, w, acc[p], is_async=True),)
-    return out
 
 
 @gluon.jit
@@ -200,7 +181,7 @@ def compute(
             wait_for(full, n)
             mbarrier.wait(mine, turn)
             h = multiply(left, ring, n, P)
-            acc = add(u, acc, ring, n, P)
+            acc = add(u, acc, columns, n % STAGES, True, P)
             h = warpgroup_mma_wait(P, (h,))
             mbarrier.arrive(other)
             turn ^= 1
@@ -209,7 +190,7 @@ def compute(
             release(empty, n)
             n += 1
         wait_for(full, n)
-        acc, later = finish(add(u, acc, ring, n, P), u, (u,), P)
+        acc, later = finish(add(u, acc, columns, n % STAGES, True, P), u, (u,), P)
         release(empty, n)
         n += 1
         leave(acc, y, own, group, first, P)
@@ -223,14 +204,9 @@ def block_end_kernel(
     C: gl.constexpr, P: gl.constexpr,
     CENTER: gl.constexpr, SCALED: gl.constexpr, FACTORS: gl.constexpr,
 ):  # fmt: skip
-    rows = gl.allocate_shared_memory(z.dtype, [STAGES * P, SIDE, SIDE], z.layout)
-    columns = gl.allocate_shared_memory(z.dtype, [STAGES * P, SIDE, HIDDEN], fc2.layout)
-    own = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], x.layout)
-    full, empty, own_full, own_empty, turns = allocate_barriers(STAGES)
+    ring, own, turns = allocate(z, fc2, x, STAGES, P)
     tiles = gl.cdiv(M, GROUPS * SIDE)
     vectors = norm_weight, norm_bias, scale, factors
-    ring = rows, columns, full, empty
-    own = own, own_full, own_empty
     shared = y, vectors, ring, own, turns
     sizes = tiles, M, L, H, eps
     gl.warp_specialize(

@@ -30,8 +30,10 @@ from .parts import (
     REGISTERS,
     SIDE,
     WARPS,
-    allocate_barriers,
+    add,
+    allocate,
     copy_columns,
+    copy_left,
     copy_own,
     copy_rows,
     descriptor,
@@ -61,11 +63,8 @@ def copy_factors(x, fc1, fc2, ring, tiles, H, P: gl.constexpr):
     COLUMNS: gl.constexpr = P * SIDE * HIDDEN * 2
     n = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        for group in gl.static_range(GROUPS):
-            first = (tile * GROUPS + group) * SIDE
-            expect(full, empty, n, ROWS)
-            copy_rows(x, first, first + HIDDEN, rows, full, n, P)
-            n += 1
+        copy_left(x, tile, ring, n, P)
+        n += 2
         for h in range(0, H, HIDDEN):
             expect(full, empty, n, ROWS + COLUMNS)
             copy_rows(fc1, h, H + h, rows, full, n, P)
@@ -82,17 +81,6 @@ def multiply_hidden(dy, ring, n, group, P: gl.constexpr):
     for p in gl.static_range(P):
         acc = warpgroup_mma(dy.index(group * P + p), columns.index(at * P + p), acc, use_acc=p > 0, is_async=True)
     return acc
-
-
-@gluon.jit
-def add(dh, acc, ring, n, P: gl.constexpr):
-    """acc + dh W with the rows of the n-th part; under way.  P x (SIDE, SIDE)"""
-    rows, columns, full, empty = ring
-    at, _ = place(full, n)
-    out = ()
-    for p in gl.static_range(P):
-        out = out + (warpgroup_mma(dh, rows.index(at * P + p), acc[p], is_async=True),)
-    return out
 
 
 @gluon.jit
@@ -164,7 +152,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
             mbarrier.wait(mine, turn)
             h = multiply(left, ring, n, P)
             du = multiply_hidden(dy, ring, n, group, P)
-            acc = add(factor, acc, ring, n - 1, P)
+            acc = add(factor, acc, rows, (n - 1) % STAGES, False, P)
             h, du = warpgroup_mma_wait(P, (h, du))
             mbarrier.arrive(other)
             turn ^= 1
@@ -175,7 +163,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
             put((gu, ga, gb), out, group)
             leave_gates(u, dh, out, first, h0, H, group)
             n += 1
-        acc, later = finish(add(factor, acc, ring, n - 1, P), factor, (factor,), P)
+        acc, later = finish(add(factor, acc, rows, (n - 1) % STAGES, False, P), factor, (factor,), P)
         release(empty, n - 1)
         leave(acc, dx, own, group, first, P)
         phase ^= 1
@@ -184,14 +172,9 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
 
 @kernel(do_not_specialize=('M',), jit=gluon.jit)
 def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr):
-    rows = gl.allocate_shared_memory(x.dtype, [STAGES * P, SIDE, SIDE], x.layout)
-    columns = gl.allocate_shared_memory(x.dtype, [STAGES * P, SIDE, HIDDEN], fc2.layout)
-    own = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], dy.layout)
+    ring, own, turns = allocate(x, fc2, dy, STAGES, P)
     out = gl.allocate_shared_memory(x.dtype, [GROUPS * OUT, SIDE, HIDDEN], u.layout)
-    full, empty, own_full, own_empty, turns = allocate_barriers(STAGES)
     tiles = gl.cdiv(M, GROUPS * SIDE)
-    ring = rows, columns, full, empty
-    own = own, own_full, own_empty
     shared = ring, own, out, turns
     results = dx, u, dh
     gl.warp_specialize(

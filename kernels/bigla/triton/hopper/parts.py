@@ -39,8 +39,11 @@ REGISTERS = gl.constexpr((240, 24, 24))
 
 
 @gluon.jit
-def allocate_barriers(STAGES: gl.constexpr):
-    """Those of the ring, of the groups' own pieces, and of their turns."""
+def allocate(left, fc2, x, STAGES: gl.constexpr, P: gl.constexpr):
+    """The ring of rows and columns, the groups' own pieces of x, each with its barriers, and those of turns."""
+    rows = gl.allocate_shared_memory(left.dtype, [STAGES * P, SIDE, SIDE], left.layout)
+    columns = gl.allocate_shared_memory(left.dtype, [STAGES * P, SIDE, HIDDEN], fc2.layout)
+    own = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], x.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     own_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
@@ -54,7 +57,7 @@ def allocate_barriers(STAGES: gl.constexpr):
         mbarrier.init(own_empty.index(i), count=1)
         mbarrier.init(turns.index(i), count=1)
     fence_async_shared()
-    return full, empty, own_full, own_empty, turns
+    return (rows, columns, full, empty), (own, own_full, own_empty), turns
 
 
 @gluon.jit
@@ -87,6 +90,16 @@ def copy_columns(matrix, first, columns, full, n, P: gl.constexpr):
     at, _ = place(full, n)
     for p in gl.static_range(P):
         tma.async_copy_global_to_shared(matrix, [p * SIDE, first], full.index(at), columns.index(at * P + p))
+
+
+@gluon.jit
+def copy_left(x, tile, ring, n, P: gl.constexpr):
+    """x of each group, for `load_left`: the n-th part and the one behind it."""
+    rows, columns, full, empty = ring
+    for group in gl.static_range(GROUPS):
+        first = (tile * GROUPS + group) * SIDE
+        expect(full, empty, n + group, P * SIDE * SIDE * 2)
+        copy_rows(x, first, first + HIDDEN, rows, full, n + group, P)
 
 
 @gluon.jit
@@ -151,6 +164,18 @@ def multiply(x, ring, n, P: gl.constexpr):
 def halves(h):
     """a and b of products [a, b].  2 x (SIDE, HIDDEN)"""
     return gl.split(gl.permute(gl.reshape(h, [SIDE, 2, HIDDEN]), (0, 2, 1)))
+
+
+@gluon.jit
+def add(x, acc, part, at, TRANSPOSED: gl.constexpr, P: gl.constexpr):
+    """acc + x W, or x W^T, with the P pieces W at a place of the ring; under way.  P x (SIDE, SIDE)"""
+    out = ()
+    for p in gl.static_range(P):
+        w = part.index(at * P + p)
+        if TRANSPOSED:
+            w = w.permute((1, 0))
+        out = out + (warpgroup_mma(x, w, acc[p], is_async=True),)
+    return out
 
 
 @gluon.jit
