@@ -67,7 +67,9 @@ def compiled(monkeypatch) -> Callable[..., list]:
         monkeypatch.setattr(driver, '_active', Target(arch))
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        launched.append((self.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        launched.append((self.__name__, kernel))
+        assert waits_first(kernel) == (KNOWN and kernel.metadata.target.arch >= 90)
 
     def compiled(arch: int, L: int, K: int, V: int, dtype: torch.dtype, B: int = 2, nh: int = 3) -> list:
         target(arch)
@@ -88,6 +90,12 @@ def compiled(monkeypatch) -> Callable[..., list]:
     monkeypatch.setattr(JITFunction, 'run', compile_only)
     compiled.target, compiled.launched = target, launched
     return compiled
+
+
+def waits_first(kernel) -> bool:
+    """Whether a kernel waits for the one before it, and touches no memory until then."""
+    before, *after = kernel.asm['ptx'].split('griddepcontrol.wait')
+    return len(after) == 1 and not re.search(r'(ld|st|atom|red)\.(volatile\.)?global|cp\.async', before)
 
 
 class Code(NamedTuple):

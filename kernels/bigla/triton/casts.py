@@ -6,7 +6,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .launch import kernel
+from .launch import begin, kernel
 from .primitives import ceil_div
 
 SIZE, WARPS = 1024, 4  # numbers a program casts
@@ -15,6 +15,7 @@ SIZE, WARPS = 1024, 4  # numbers a program casts
 @kernel
 def cast_kernel(sources, targets, sizes, COUNT: tl.constexpr, SIZE: tl.constexpr):
     """Casts COUNT tensors, each by programs of its own."""
+    begin()
     i = tl.program_id(0)
     for n in tl.static_range(COUNT):
         programs = tl.cdiv(sizes[n], SIZE)
@@ -28,6 +29,7 @@ def cast_kernel(sources, targets, sizes, COUNT: tl.constexpr, SIZE: tl.constexpr
 @kernel(do_not_specialize=('N',))
 def scale_kernel(x, scale, y, N, SIZE: tl.constexpr):
     """y = scale x, with a factor for N numbers each."""
+    begin()
     programs = tl.cdiv(N, SIZE)
     sample = tl.program_id(0) // programs
     i = tl.program_id(0) % programs * SIZE + tl.arange(0, SIZE)

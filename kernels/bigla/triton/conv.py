@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_grad
-from .launch import kernel
+from .launch import begin, kernel
 from .primitives import ceil_div
 from .sums import Sums
 
@@ -85,6 +85,7 @@ def conv_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """y; GRAD: dp of a convolution with SiLU."""
+    begin()
     h, w, c, b = place(H, W, ROWS, COLUMNS, CHANNELS)
     sums = convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS)
     for o in tl.static_range(ROWS):
@@ -103,6 +104,7 @@ def conv_grad_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
     """dx, and this program's part of dweight."""
+    begin()
     top, w, c, b = place(H, W, ROWS * WALK, COLUMNS, CHANNELS)
     k = load_taps(weight, c, C)
     part = ()

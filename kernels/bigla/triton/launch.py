@@ -6,10 +6,12 @@ driver about each pointer. Here a launch asks for what makes it the same compile
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.runtime.driver import driver
 
@@ -19,6 +21,20 @@ from .primitives import INTERPRETED
 KNOWN = triton.__version__.startswith('3.6.')
 if KNOWN:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+    from triton.language.target_info import cuda_capability_geq
+OVERLAPS = tl.constexpr(KNOWN and not INTERPRETED)
+EARLY = tl.constexpr(os.environ.get('PDL', '2') == '2')
+
+
+@triton.jit
+def begin():
+    """What a kernel does first: it waits for the one before it, and lets the next one come as soon as there is room."""
+    if OVERLAPS:
+        if cuda_capability_geq(9):
+            gdc_wait()
+            if EARLY:
+                gdc_launch_dependents()
 
 
 def kernel(
@@ -106,14 +122,15 @@ class Kernel:
                     compiled.run,
                     compiled,
                     tuple(constants[p.name] for p in self.jitted.params if p.is_constexpr),
+                    os.environ.get('PDL', '2') != '0' and compiled.metadata.target.arch >= 90,
                 )
             return
-        run, compiled, rest = ready[key]
+        run, compiled, rest, overlaps = ready[key]
         x, y = grid if len(grid) == 2 else (grid[0], 1)
         stream = active.get_current_stream(device)
         # Behind the function: no scratch memory; behind the metadata: nothing for hooks, of which there are none.
         run.launch(
-            x, y, 1, stream, compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None,
+            x, y, 1, stream, compiled.function, run.launch_cooperative_grid, overlaps, None, None,
             compiled.packed_metadata, None, None, None, *values, *rest,
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_grad, sigmoid
-from .launch import kernel
+from .launch import begin, kernel
 from .primitives import block, ceil_div, load_rows, row, store_rows, token_strides
 from .sums import Sums
 
@@ -90,6 +90,7 @@ def merge_kernel(
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """y of ROWS heads of tokens."""
+    begin()
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     v = tl.arange(0, BV)
     m = (n < N)[:, None] & (v < V)[None, :]
@@ -115,6 +116,7 @@ def merge_grad_kernel(
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """do, dlocal and dgate of one head of WALK times ROWS tokens, and the sums of dw_n, dw_m and dc over them."""
+    begin()
     h, i = tl.program_id(0) % H, tl.program_id(0) // H  # heads of a token at the same time
     v = tl.arange(0, BV)
     w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]

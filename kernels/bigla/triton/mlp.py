@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .activations import sigmoid
 from .casts import scaled
-from .launch import KNOWN, kernel
+from .launch import KNOWN, begin, kernel
 from .norm import launch_norm, launch_norm_grad, load_factor
 from .primitives import INTERPRETED, block, capability, ceil_div, plain_precision
 from .products import add_product, product
@@ -79,6 +79,7 @@ def swiglu_kernel(
     SCALED: tl.constexpr, GRAD: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """u (M, H), SCALED by an entry of `scale` for L tokens each; GRAD: also dh = [da, db] (M, 2 H) from dy (M, C)."""
+    begin()
     across = tl.cdiv(H, BH)
     m = tl.program_id(0) // across * BM + tl.arange(0, BM)
     h0 = tl.program_id(0) % across * BH
@@ -159,6 +160,7 @@ def residual_mlp_kernel(
 
     `scale` and `factors` have an entry for L tokens each.
     """
+    begin()
     first = tl.program_id(0) * BM
     x += first.to(tl.int64) * C
     branch += first.to(tl.int64) * C

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_grad
-from .launch import kernel
+from .launch import begin, kernel
 from .primitives import block, ceil_div
 from .sums import Sums
 
@@ -56,6 +56,7 @@ def norm_kernel(
     ADD: tl.constexpr, SCALED: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """y, of the sum with ADD, which KEEP writes too."""
+    begin()
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BC)
     inside = (n < N)[:, None] & (c < C)[None, :]
@@ -85,6 +86,7 @@ def norm_grad_kernel(
 
     SUM: `total` lacks the branch.
     """
+    begin()
     c = tl.arange(0, BC)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     dw = tl.zeros([ROWS, BC], tl.float32)  # summed up at the end: over rows, threads have to meet

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .launch import kernel
+from .launch import begin, kernel
 from .norm import launch_norm, launch_norm_grad, standardize
 from .primitives import block, ceil_div, plain_precision
 from .sums import Sums
@@ -57,6 +57,7 @@ def conv_norm_kernel(
     The weights are a matrix of D rows PITCH apart, which is a multiple of BK, with zeros at their ends. LAST: channels
     are dense in x, and the weights' fastest dimension, too. WIDE: a sample of x does not lie within int32.
     """
+    begin()
     M = HO * WO
     tiles = tl.cdiv(M, BM)
     m = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
@@ -86,6 +87,7 @@ def conv_weight_grad_kernel(
     BK: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles, BM tokens of a row each."""
+    begin()
     across = tl.cdiv(WO, BM)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     d = tl.arange(0, BD)

@@ -16,7 +16,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
 
 from ..activations import sigmoid
-from ..launch import kernel
+from ..launch import begin, kernel
 from ..norm import load_factor
 from .parts import (
     COLUMN,
@@ -206,6 +206,7 @@ def block_end_kernel(
 ):  # fmt: skip
     ring, own, turns = allocate(z, fc2, x, STAGES, P)
     tiles = gl.cdiv(M, GROUPS * SIDE)
+    begin()
     vectors = norm_weight, norm_bias, scale, factors
     shared = y, vectors, ring, own, turns
     sizes = tiles, M, L, H, eps
