@@ -5,8 +5,10 @@ import json
 import math
 import tempfile
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,7 @@ def profile(subject: Subject, mode: str | None, limits: Limits, steps: int = 5) 
         subject.reset()
         subject.step(mode)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profiling(activities=activities, record_shapes=True, acc_events=True) as profiler:
+    with _one_by_one(), profiling(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for _ in range(steps):
             subject.reset()
             subject.step(mode)
@@ -107,6 +109,15 @@ def profile(subject: Subject, mode: str | None, limits: Limits, steps: int = 5) 
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())['traceEvents']
     return kernels_of_trace(events, steps, limits)
+
+
+def _one_by_one() -> AbstractContextManager:
+    """Without kernels of ours being launched while others are at work, whose times would be theirs, too."""
+    if find_spec('triton') is None:
+        return nullcontext()
+    from bigla.triton.launch import one_by_one
+
+    return one_by_one()
 
 
 def kernels_of_trace(events: list[dict], steps: int, limits: Limits) -> list[Kernel]:

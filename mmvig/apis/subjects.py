@@ -96,7 +96,8 @@ class Subject:
     def _backbone_step(self, image: Tensor) -> None:
         outs = self.backbone(image)
         if self.setting.mode == 'train':
-            sum(out.float().square().mean() for out in outs).backward()
+            # Not `mean`, whose gradient is laid out in the order of the axes, whatever the order of the outputs.
+            sum(out.float().square().sum() / out.numel() for out in outs).backward()
 
     def _whole(self, cfg: Config) -> tuple[nn.Module, Callable[[], object]]:
         init_default_scope(cfg.default_scope)

@@ -19,15 +19,14 @@ class Jitted:
     fn = staticmethod(lambda: None)
     params = [SimpleNamespace(name=n, is_constexpr=c, do_not_specialize=g) for n, c, g in PARAMS]
 
-    def __init__(self, scratch: int = 0) -> None:
-        self.compiled, self.called, self.scratch = 0, [], scratch
+    def __init__(self, scratch: int = 0, arch: int = 80) -> None:
+        self.compiled, self.called, self.scratch, self.arch = 0, [], scratch, arch
 
     def run(self, *args, grid, warmup, **constants):
         self.compiled += 1
-        metadata = SimpleNamespace(global_scratch_size=self.scratch, profile_scratch_size=0)
-        runner = SimpleNamespace(
-            launch=lambda *args: self.called.append(args), launch_cooperative_grid=False, launch_pdl=False
-        )
+        target = SimpleNamespace(arch=self.arch)
+        metadata = SimpleNamespace(global_scratch_size=self.scratch, profile_scratch_size=0, target=target)
+        runner = SimpleNamespace(launch=lambda *args: self.called.append(args), launch_cooperative_grid=False)
         return SimpleNamespace(metadata=metadata, run=runner, function='function', packed_metadata='packed')
 
 
@@ -66,6 +65,19 @@ def test_the_second_launch_is_direct(driver):
     address = X.data_ptr()
     assert jitted.compiled == 1
     assert jitted.called == [(*head, address, (address, address), (160, 32, 3), 6, 0.5, D, 32)]
+
+
+@pytest.mark.parametrize('arch', [89, 90, 120])
+def test_kernels_that_wait_are_launched_early(arch, driver):
+    """Unless they are to be told apart."""
+    jitted = Jitted(arch=arch)
+    kernel = launch.Kernel(jitted)
+    for _ in range(2):
+        kernel[5,](*arguments(), BLOCK=32)
+    with launch.one_by_one():
+        kernel[5,](*arguments(), BLOCK=32)
+    kernel[5,](*arguments(), BLOCK=32)
+    assert [args[6] for args in jitted.called] == [arch >= 90, False, arch >= 90]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def grad_kernel(
     WALK: tl.constexpr,
 ):  # fmt: skip
     """The five gradients of WALK neighbouring chunks, one after the other; those of hard chunks are not stored."""
-    begin()
+    begin(False)
     r = tl.arange(0, C)
     b, c0, h = locate(tl.program_id(0), (NT + WALK - 1) // WALK, H)
     for j in tl.range(0, WALK, num_stages=2):
@@ -184,7 +184,7 @@ def exact_grad_kernel(
     level of the tree has references of its own, and its terms go to the direction that its halves look in. The
     diagonal, on which no decay lies, goes to dq and dk alone.
     """
-    begin()
+    begin(False)
     G = tl.num_programs(0)
     i0 = tl.program_id(0)
     r = tl.arange(0, C)

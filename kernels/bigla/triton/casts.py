@@ -15,7 +15,7 @@ SIZE, WARPS = 1024, 4  # numbers a program casts
 @kernel
 def cast_kernel(sources, targets, sizes, COUNT: tl.constexpr, SIZE: tl.constexpr):
     """Casts COUNT tensors, each by programs of its own."""
-    begin()
+    begin(True)
     i = tl.program_id(0)
     for n in tl.static_range(COUNT):
         programs = tl.cdiv(sizes[n], SIZE)
@@ -29,7 +29,7 @@ def cast_kernel(sources, targets, sizes, COUNT: tl.constexpr, SIZE: tl.constexpr
 @kernel(do_not_specialize=('N',))
 def scale_kernel(x, scale, y, N, SIZE: tl.constexpr):
     """y = scale x, with a factor for N numbers each."""
-    begin()
+    begin(False)
     programs = tl.cdiv(N, SIZE)
     sample = tl.program_id(0) // programs
     i = tl.program_id(0) % programs * SIZE + tl.arange(0, SIZE)

@@ -85,7 +85,7 @@ def conv_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """y; GRAD: dp of a convolution with SiLU."""
-    begin()
+    begin(not GRAD)
     h, w, c, b = place(H, W, ROWS, COLUMNS, CHANNELS)
     sums = convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS)
     for o in tl.static_range(ROWS):
@@ -104,7 +104,7 @@ def conv_grad_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
     """dx, and this program's part of dweight."""
-    begin()
+    begin(False)
     top, w, c, b = place(H, W, ROWS * WALK, COLUMNS, CHANNELS)
     k = load_taps(weight, c, C)
     part = ()

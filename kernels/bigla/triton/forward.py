@@ -65,7 +65,7 @@ def state_kernel(
     the chunk's far end; the total is written too. Backward (GRAD), x = s q, y = do: a query has decayed by every step
     up to its own. G is the inclusive sum from the near end.
     """
-    begin()
+    begin(not GRAD)
     i = tl.program_id(0) // 2
     d = tl.program_id(0) % 2
     v0 = tl.program_id(1) * BV
@@ -133,7 +133,7 @@ def scan_kernel(
     run to the right, the others to the left. A long sequence takes two launches over its NS segments: the first
     leaves the X of each, begun at 0, in `part`, the second begins with what these add up to (STORE).
     """
-    begin()
+    begin(not GRAD)
     ACROSS: tl.constexpr = (V + COLS - 1) // COLS
     SLICES: tl.constexpr = (K + ROWS - 1) // ROWS * ACROSS
     here = tl.program_id(0) % SLICES
@@ -172,7 +172,7 @@ def out_kernel(
 
     KEEP: o is stored. MERGE: so is what the mixer makes of it.
     """
-    begin()
+    begin(True)
     i = N - 1 - tl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
     b, c, h = locate(i, NT, H)
     left = c * C
@@ -225,7 +225,7 @@ def exact_out_kernel(
     ALL: tl.constexpr, KEEP: tl.constexpr, MERGE: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """Outputs of the hard chunks, found SPAN at a time by a grid that does not depend on their number; or of ALL."""
-    begin()
+    begin(True)
     G = tl.num_programs(0)
     i0 = tl.program_id(0)
     r = tl.arange(0, C)

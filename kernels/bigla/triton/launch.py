@@ -3,11 +3,14 @@
 A block of ViG trains by some thirty small kernels, and where the host is slow, or small images leave the GPU little to
 do, their launches decide. At each of them Triton 3.6 looks up what may have changed since the last one, and asks the
 driver about each pointer. Here a launch asks for what makes it the same compiled kernel, which is called directly.
+
+On Hopper and later a kernel is launched while the one in front of it is at work ("programmatic dependent launch"), and
+waits for it in `begin`.
 """
 
 import functools
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import triton
@@ -23,14 +26,18 @@ if KNOWN:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
     from triton.language.target_info import cuda_capability_geq
-OVERLAPS = tl.constexpr(KNOWN and not INTERPRETED)
-EARLY = tl.constexpr(os.environ.get('PDL', '2') == '2')
+OVERLAPS = tl.constexpr(KNOWN and not INTERPRETED)  # whether kernels wait in `begin`
 
 
 @triton.jit
-def begin():
-    """What a kernel does first: it waits for the one before it, and lets the next one come as soon as there is room."""
-    if OVERLAPS:
+def begin(EARLY: tl.constexpr):
+    """What a kernel does before it touches memory: it waits for the kernels in front of it.
+
+    EARLY: the next one may come as soon as all programs of this one have begun, otherwise when they have left. What
+    comes early takes the places that get free first, and where it finds places for all of its programs, some
+    multiprocessors have more of them than others: this costs the gradients' kernels more than coming early saves.
+    """
+    if OVERLAPS:  # noqa: SIM102 -- what is named below is there with it alone
         if cuda_capability_geq(9):
             gdc_wait()
             if EARLY:
@@ -97,6 +104,8 @@ def describer(args: tuple, general: list[bool]) -> Callable[..., tuple[tuple, tu
 class Kernel:
     """A kernel, launched as ``kernel[grid](*arguments, **constants_and_options)``."""
 
+    overlapping = True  # whether it may be launched while another one is at work
+
     def __init__(self, jitted: triton.JITFunction) -> None:
         functools.update_wrapper(self, jitted.fn)
         self.jitted = jitted
@@ -122,17 +131,27 @@ class Kernel:
                     compiled.run,
                     compiled,
                     tuple(constants[p.name] for p in self.jitted.params if p.is_constexpr),
-                    os.environ.get('PDL', '2') != '0' and compiled.metadata.target.arch >= 90,
+                    compiled.metadata.target.arch >= 90,
                 )
             return
-        run, compiled, rest, overlaps = ready[key]
+        run, compiled, rest, waits = ready[key]
         x, y = grid if len(grid) == 2 else (grid[0], 1)
         stream = active.get_current_stream(device)
         # Behind the function: no scratch memory; behind the metadata: nothing for hooks, of which there are none.
         run.launch(
-            x, y, 1, stream, compiled.function, run.launch_cooperative_grid, overlaps, None, None,
+            x, y, 1, stream, compiled.function, run.launch_cooperative_grid, waits and self.overlapping, None, None,
             compiled.packed_metadata, None, None, None, *values, *rest,
         )  # fmt: skip
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Kernels launched in here begin when those in front are done, so that a profiler can tell their times apart."""
+    before, Kernel.overlapping = Kernel.overlapping, False
+    try:
+        yield
+    finally:
+        Kernel.overlapping = before
 
 
 def callable_directly(compiled: Any) -> bool:

@@ -90,7 +90,7 @@ def merge_kernel(
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """y of ROWS heads of tokens."""
-    begin()
+    begin(True)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     v = tl.arange(0, BV)
     m = (n < N)[:, None] & (v < V)[None, :]
@@ -116,7 +116,7 @@ def merge_grad_kernel(
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """do, dlocal and dgate of one head of WALK times ROWS tokens, and the sums of dw_n, dw_m and dc over them."""
-    begin()
+    begin(False)
     h, i = tl.program_id(0) % H, tl.program_id(0) // H  # heads of a token at the same time
     v = tl.arange(0, BV)
     w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]

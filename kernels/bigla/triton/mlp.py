@@ -79,7 +79,7 @@ def swiglu_kernel(
     SCALED: tl.constexpr, GRAD: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """u (M, H), SCALED by an entry of `scale` for L tokens each; GRAD: also dh = [da, db] (M, 2 H) from dy (M, C)."""
-    begin()
+    begin(not GRAD)
     across = tl.cdiv(H, BH)
     m = tl.program_id(0) // across * BM + tl.arange(0, BM)
     h0 = tl.program_id(0) % across * BH
@@ -160,7 +160,7 @@ def residual_mlp_kernel(
 
     `scale` and `factors` have an entry for L tokens each.
     """
-    begin()
+    begin(True)
     first = tl.program_id(0) * BM
     x += first.to(tl.int64) * C
     branch += first.to(tl.int64) * C

@@ -1,7 +1,7 @@
 """The residual sum and the norm that follows it, row by row in one pass, in Triton.
 
-Per row, with s = x + f branch, where f is a factor of the sample or 1, m = mean s (0 in an RMSNorm), u = s - m and
-r = (mean u^2 + eps)^-1/2::
+Per row, with s = x + f branch, where f is a factor of the sample or 1, or s = x + shift, m = mean s (0 in an RMSNorm),
+u = s - m and r = (mean u^2 + eps)^-1/2::
 
     z = w u r + b      y = SiLU(z), GELU(z) or z      dz = dy y'(z)
     ds += r (w dz - [mean(w dz)] - u r mean(w dz u r))      dw = sum dz u r      db = sum dz
@@ -51,12 +51,13 @@ def load_branch(branch, factors, at, n, inside, N, L, SCALED: tl.constexpr):
 
 @kernel(do_not_specialize=('N', 'L'))
 def norm_kernel(
-    x, branch, factors, weight, bias, total, y, N, L, eps,
+    x, branch, factors, shift, weight, bias, total, y, N, L, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr,
-    ADD: tl.constexpr, SCALED: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr, ACT: tl.constexpr,
+    ADD: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
     """y, of the sum with ADD, which KEEP writes too."""
-    begin()
+    begin(True)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BC)
     inside = (n < N)[:, None] & (c < C)[None, :]
@@ -64,6 +65,8 @@ def norm_kernel(
     s = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         s = s + load_branch(branch, factors, at, n, inside, N, L, SCALED)
+    if SHIFT:
+        s = s + tl.load(shift + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if KEEP:
         s = s.to(total.dtype.element_ty)
         tl.store(total + at, s, mask=inside)
@@ -77,16 +80,16 @@ def norm_kernel(
 
 @kernel(do_not_specialize=('N', 'L'))
 def norm_grad_kernel(
-    dtotal, dy, total, branch, factors, weight, bias, dx, dbranch, parts, N, L, eps,
+    dtotal, dy, total, branch, factors, shift, weight, bias, dx, dbranch, parts, N, L, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr,
-    ADD: tl.constexpr, SUM: tl.constexpr, SCALED: tl.constexpr, BRANCH: tl.constexpr, CENTER: tl.constexpr,
-    ACT: tl.constexpr,
+    ADD: tl.constexpr, SUM: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr, BRANCH: tl.constexpr,
+    CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """dx, with `dtotal` in it if ADD, with BRANCH dbranch too, and this program's sums of dw and db over WALK tiles.
 
-    SUM: `total` lacks the branch.
+    SUM: `total` lacks the branch; SHIFT: it lacks that.
     """
-    begin()
+    begin(False)
     c = tl.arange(0, BC)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     dw = tl.zeros([ROWS, BC], tl.float32)  # summed up at the end: over rows, threads have to meet
@@ -98,6 +101,8 @@ def norm_grad_kernel(
         s = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
         if SUM:
             s = s + load_branch(branch, factors, at, n, inside, N, L, SCALED)
+        if SHIFT:
+            s = s + tl.load(shift + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
         u, r = standardize(s, inside, C, eps, CENTER)
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         if ACT != '':
@@ -136,12 +141,12 @@ def rows_a_sample(x: Tensor) -> int:
 
 def launch_norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
-    act: str = '', keep: bool = True, factors: Tensor | None = None,
+    act: str = '', keep: bool = True, factors: Tensor | None = None, shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum, of the wider dtype of x and branch, and y of `dtype`.
 
     The sum is x itself where there is no branch, or where it is not to be kept. `factors` (B,), dense, are those of the
-    branch (B, ..., C).
+    branch (B, ..., C), `shift` (C), dense, is added to every row.
     """
     center = bias is not None
     C = x.shape[-1]
@@ -153,9 +158,10 @@ def launch_norm(
     tile = tiles(C, TILE, WARPS)
     if N:
         norm_kernel[ceil_div(N, tile['ROWS']),](
-            x, x if branch is None else branch, weight if factors is None else factors, weight, bias, total, y,
-            N, rows_a_sample(x), eps,
-            ADD=branch is not None, SCALED=factors is not None, KEEP=keep, CENTER=center, ACT=act, **tile,
+            x, x if branch is None else branch, *(weight if v is None else v for v in (factors, shift)), weight, bias,
+            total, y, N, rows_a_sample(x), eps,
+            ADD=branch is not None, SCALED=factors is not None, SHIFT=shift is not None, KEEP=keep, CENTER=center,
+            ACT=act, **tile,
         )  # fmt: skip
     return total, y
 
@@ -163,13 +169,13 @@ def launch_norm(
 def launch_norm_grad(
     sums: Sums, dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, bias: Tensor | None, eps: float,
     x_dtype: torch.dtype, branch_dtype: torch.dtype | None, act: str = '', branch: Tensor | None = None,
-    factors: Tensor | None = None,
+    factors: Tensor | None = None, shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dbranch (dx itself where it would be the same), and of `sums` dw and db (C).
 
     Args:
         branch: what `total` lacks of the sum; None: nothing.
-        factors: Of the branch, as `launch_norm` got them.
+        factors, shift: As `launch_norm` got them; `total` lacks the shift.
     """
     C = total.shape[-1]
     N = total.numel() // C
@@ -184,8 +190,9 @@ def launch_norm_grad(
     if N:
         norm_grad_kernel[programs,](
             dy if dtotal is None else dtotal, dy, total, total if branch is None else branch,
-            weight if factors is None else factors, weight, bias, dx, dbranch, parts, N, rows_a_sample(total), eps,
-            WALK=WALK, AHEAD=AHEAD, ADD=dtotal is not None, SUM=branch is not None, SCALED=factors is not None,
+            *(weight if v is None else v for v in (factors, shift)), weight, bias, dx, dbranch, parts,
+            N, rows_a_sample(total), eps, WALK=WALK, AHEAD=AHEAD,
+            ADD=dtotal is not None, SUM=branch is not None, SCALED=factors is not None, SHIFT=shift is not None,
             BRANCH=not same, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return dx, dbranch, *sums.add((parts, 2))

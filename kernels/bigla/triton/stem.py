@@ -57,7 +57,7 @@ def conv_norm_kernel(
     The weights are a matrix of D rows PITCH apart, which is a multiple of BK, with zeros at their ends. LAST: channels
     are dense in x, and the weights' fastest dimension, too. WIDE: a sample of x does not lie within int32.
     """
-    begin()
+    begin(True)
     M = HO * WO
     tiles = tl.cdiv(M, BM)
     m = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
@@ -87,7 +87,7 @@ def conv_weight_grad_kernel(
     BK: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """A part (D, BK) of the weights' gradient: the sum over every so-many-th of N tiles, BM tokens of a row each."""
-    begin()
+    begin(False)
     across = tl.cdiv(WO, BM)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     d = tl.arange(0, BD)
@@ -153,13 +153,13 @@ def launch_conv_norm(
     """y (B, HO, WO, D) of `dtype` from x (B, H, W, C) of any strides; products are those of `inner`."""
     if weight.shape[0] <= WIDEST:
         return launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, True)
-    p = plain_conv(channels_last(x, inner), weight, bias, stride)
-    return launch_norm(p, None, norm_weight, norm_bias, eps, dtype, act)[1]
+    p = plain_conv(channels_last(x, inner), weight, stride)
+    return launch_norm(p, None, norm_weight, norm_bias, eps, dtype, act, shift=bias.contiguous())[1]
 
 
-def plain_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """p (B, HO, WO, D) by PyTorch from x (B, C, H, W)."""
-    return torch.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), stride, 1).permute(0, 2, 3, 1).contiguous()
+def plain_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """p (B, HO, WO, D) less the bias, which PyTorch would add in a pass of its own, from x (B, C, H, W)."""
+    return torch.conv2d(x, weight.to(x.dtype), None, stride, 1).permute(0, 2, 3, 1).contiguous()
 
 
 def launch_conv_norm_grad(
@@ -176,8 +176,11 @@ def launch_conv_norm_grad(
     if narrow:
         p = launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
     else:
-        p = plain_conv(image, weight, bias, stride)
-    dp, _, *dnorm = launch_norm_grad(sums, None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act)
+        p = plain_conv(image, weight, stride)
+    dp, _, *dnorm = launch_norm_grad(
+        sums, None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act,
+        shift=None if narrow else bias.contiguous(),
+    )  # fmt: skip
     if by_kernel:
         dx, dweight = None, launch_conv_weight_grad(sums, dp, x, weight.shape[-1], stride)
     else:

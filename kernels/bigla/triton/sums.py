@@ -43,7 +43,7 @@ def sum_kernel(
 
     Their heights come one by one: in a tuple, Triton would compile a kernel for each that is divisible by 16.
     """
-    begin()
+    begin(False)
     M = (M0, M1, M2, M3, M4, M5)
     R = (R0, R1, R2, R3, R4, R5)
     i = tl.program_id(0)

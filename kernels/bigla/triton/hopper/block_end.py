@@ -206,7 +206,7 @@ def block_end_kernel(
 ):  # fmt: skip
     ring, own, turns = allocate(z, fc2, x, STAGES, P)
     tiles = gl.cdiv(M, GROUPS * SIDE)
-    begin()
+    begin(True)
     vectors = norm_weight, norm_bias, scale, factors
     shared = y, vectors, ring, own, turns
     sizes = tiles, M, L, H, eps

@@ -175,7 +175,7 @@ def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr):
     ring, own, turns = allocate(x, fc2, dy, STAGES, P)
     out = gl.allocate_shared_memory(x.dtype, [GROUPS * OUT, SIDE, HIDDEN], u.layout)
     tiles = gl.cdiv(M, GROUPS * SIDE)
-    begin()
+    begin(False)
     shared = ring, own, out, turns
     results = dx, u, dh
     gl.warp_specialize(
