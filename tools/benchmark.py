@@ -5,8 +5,8 @@
     python tools/benchmark.py --from benchmarks/resolution.csv --accuracy accuracies.csv --out figure.csv
 
 Models are backbones by name, or whole models by the file or address of an OpenMMLab config (mmdet::swin/...py). A
-backbone's training step is its forward pass, the sum of the mean squares of its outputs, and the backward pass, without
-an optimiser; that of a config is its own, with the optimiser, on synthetic images. Compiled means the backbone alone.
+backbone's training step is its forward pass and the backward pass from given gradients of its outputs, without a loss
+and an optimiser; that of a config is its own, with both, on synthetic images. Compiled means the backbone alone.
 """
 
 import argparse

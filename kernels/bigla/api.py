@@ -334,6 +334,7 @@ def add_norm(
     *,
     eps: float = 1e-6,
     dtype: torch.dtype | None = None,
+    sum_dtype: torch.dtype | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A residual sum and its norm over the last dimension, in one pass::
@@ -343,15 +344,16 @@ def add_norm(
 
     Args:
         x: (..., C); float16, bfloat16, float32 or float64.
-        branch: What is added to x, of its shape; None: nothing, and s is x itself.
+        branch: What is added to x, of its shape; None: nothing, and unless it is cast s is x itself.
         weight: (C,); any of these dtypes.
         bias: (C,), or None.
         eps: Added to the mean square.
         dtype: Of y, one of these; x's when None.
+        sum_dtype: Of s, one of these; the wider of x's and branch's when None. The norm is that of s before it is cast.
         impl: As in :func:`bigla`.
 
     Returns:
-        s (..., C), of the wider of x's and branch's dtype, and y (..., C). Sums are in float32 or wider.
+        s (..., C) and y (..., C). Sums are in float32 or wider.
 
     Raises:
         TypeError: An argument is no tensor, or its dtype is none of these.
@@ -362,14 +364,15 @@ def add_norm(
     _validate_tensors(given)
     _validate_impl(impl)
     dtype = dtype or x.dtype
-    _validate_dtypes(dtype=dtype)
+    sum_dtype = sum_dtype or (x.dtype if branch is None else torch.promote_types(x.dtype, branch.dtype))
+    _validate_dtypes(dtype=dtype, sum_dtype=sum_dtype)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f'x must have a last dimension of at least 1, got shape {tuple(x.shape)}')
     if branch is not None and branch.shape != x.shape:
         raise ValueError(f"branch must have x's shape {tuple(x.shape)}, got {tuple(branch.shape)}")
     _validate_shapes(given, weight=x.shape[-1:], bias=x.shape[-1:])
-    chosen = _choose(impl, x, _no_float64(x, given, dtype=dtype))
-    args = x, branch, weight, bias, eps, dtype
+    chosen = _choose(impl, x, _no_float64(x, given, dtype=dtype, sum_dtype=sum_dtype))
+    args = x, branch, weight, bias, eps, dtype, sum_dtype
     return _module(chosen).add_norm(*args)
 
 

@@ -40,9 +40,10 @@ class Setting:
 class Subject:
     """A model with fresh weights and a synthetic batch on a device.
 
-    A backbone's 'train' step is the forward pass, the sum over its outputs of their mean squares, and the backward
-    pass, without an optimiser. The model of a config works end to end, from images in the host's memory on: 'forward'
-    is its `test_step`, 'train' its `train_step` with the optimiser of the config, on ten boxes and masks an image.
+    A backbone's 'train' step is the forward pass and the backward pass from given gradients of its outputs, laid out as
+    these are, as a head's convolutions would give them; without a loss and an optimiser. The model of a config works
+    end to end, from images in the host's memory on: 'forward' is its `test_step`, 'train' its `train_step` with the
+    optimiser of the config, on ten boxes and masks an image.
 
     Args:
         model: a name in `BACKBONES`, or the file or address of an OpenMMLab config.
@@ -67,6 +68,7 @@ class Subject:
         self.model.train(setting.mode == 'train')
         self._step = step
         self._compiled = {}
+        self._grads: list[Tensor] | None = None
 
     def step(self, mode: str | None = None) -> None:
         """Takes one step, with the backbone compiled for its one size in a `mode` of torch.compile; None: as it is."""
@@ -96,8 +98,9 @@ class Subject:
     def _backbone_step(self, image: Tensor) -> None:
         outs = self.backbone(image)
         if self.setting.mode == 'train':
-            # Not `mean`, whose gradient is laid out in the order of the axes, whatever the order of the outputs.
-            sum(out.float().square().sum() / out.numel() for out in outs).backward()
+            if self._grads is None:
+                self._grads = [torch.randn_like(out) / out.numel() for out in outs]
+            torch.autograd.backward(outs, self._grads)
 
     def _whole(self, cfg: Config) -> tuple[nn.Module, Callable[[], object]]:
         init_default_scope(cfg.default_scope)

@@ -186,6 +186,31 @@ def derive() -> Callable[..., list[Tensor]]:
 
 
 @pytest.fixture
+def casts(derive) -> Callable[[str, str], None]:
+    """`casts(impl, device)` checks that `add_norm` casts its sum when the norm is made, gradients and all."""
+
+    def check(impl: str, device: str) -> None:
+        torch.manual_seed(0)
+        x, branch, *vectors = (t.to(device) for t in (*torch.randn(2, 300, 40), *torch.randn(2, 40)))
+        for tensors in ([x, None, *vectors], [x, branch, *vectors], [x, None, vectors[0], None]):
+            total, y = add_norm(*tensors, sum_dtype=torch.float16, impl=impl)
+            want = add_norm(*tensors, impl=impl)
+            assert total.dtype == torch.float16 and total.equal(want[0].half()) and y.equal(want[1])
+
+            def at_once(*t: Tensor | None) -> tuple[Tensor, ...]:
+                return add_norm(*t, sum_dtype=torch.float16, impl=impl)
+
+            def one_by_one(*t: Tensor | None) -> tuple[Tensor, ...]:
+                total, y = add_norm(*t, impl='reference')
+                return total.half(), y
+
+            for a, b in zip(derive(at_once, tensors), derive(one_by_one, tensors), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+    return check
+
+
+@pytest.fixture
 def run() -> Callable[..., list[Tensor]]:
     """`run(fn, inputs)` gives the output and the gradients of the five inputs under one fixed output gradient.
 

@@ -391,6 +391,10 @@ def test_block_parts(part, derive):
     agree(got, derive(lambda *x: fn(*x, impl='reference'), wide), 5e-6, peer)
 
 
+def test_a_sum_of_another_type(casts):
+    casts('triton', 'cpu')
+
+
 def test_block_parts_in_half_precision(part, derive):
     fn, tensors = part
     half = [x if x is None or i > 1 or x.ndim < 2 else x.half() for i, x in enumerate(tensors)]
@@ -516,6 +520,8 @@ def test_block_parts_as_operators(first_half, whole_block):
     half = torch.float16
     check(ops.norm, (x.requires_grad_(), weight, None, 1e-6, half))
     check(ops.norm_backward, (x.detach().half(), x.detach(), weight, bias, 1e-6, half))
+    check(ops.cast_norm, (x, weight, bias, 1e-6, torch.float32, half))
+    check(ops.cast_norm_backward, (x.detach().half(), x.detach(), x.detach(), weight, bias, 1e-6, torch.float32, half))
     types = half, torch.float32, half
     check(ops.add_norm, (x, branch.half().requires_grad_(), weight.requires_grad_(), bias, 1e-6, *types))
     tensors = x.detach(), x.detach().half(), x.detach(), weight.detach(), bias

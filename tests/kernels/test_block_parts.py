@@ -60,6 +60,11 @@ def test_the_sum_keeps_the_wider_type():
 
 
 @pytest.mark.parametrize('impl', ['chunked', 'reference'])
+def test_a_sum_of_another_type(impl, casts):
+    casts(impl, 'cpu')
+
+
+@pytest.mark.parametrize('impl', ['chunked', 'reference'])
 def test_half_a_block_is_its_parts(impl, half_block):
     """In bfloat16 inside a float32 stream, with a sample that stochastic depth drops."""
     x, branch, *parameters, scale = half_block(3, 4, 5, 16, H=24, bias=True, scale=True)

@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -88,6 +89,7 @@ def compiled(monkeypatch) -> Callable[..., list]:
         return list(launched)
 
     monkeypatch.setattr(JITFunction, 'run', compile_only)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(multi_processor_count=132))
     compiled.target, compiled.launched = target, launched
     return compiled
 
@@ -308,10 +310,9 @@ def half_a_block(C: int, H: int, stream: torch.dtype, dtype: torch.dtype, bias: 
     ],
     ids=str,
 )
-def test_end_of_a_block_on_hopper(C, H, stream, dtype, compiled, tmp_path, monkeypatch):
+def test_end_of_a_block_on_hopper(C, H, stream, dtype, compiled, tmp_path):
     """All variants: no spills, and products that run while others do."""
     compiled.target(90)
-    monkeypatch.setattr('bigla.triton.hopper.parts.multiprocessors', lambda device: 132)
     for bias, scale, branch_scale in product((False, True), repeat=3):
         options = dict(bias=bias, scale=scale, branch_scale=branch_scale)
         z, proj, half = half_a_block(C, H, stream, dtype, **options)
@@ -326,16 +327,44 @@ def test_end_of_a_block_on_hopper(C, H, stream, dtype, compiled, tmp_path, monke
 
 @needs_gluon
 @pytest.mark.parametrize('C, H, dtype', [(192, 512, BF16), (96, 256, torch.float16), (40, 96, BF16)], ids=str)
-def test_gradient_of_the_mlp_on_hopper(C, H, dtype, compiled, tmp_path, monkeypatch):
+def test_gradient_of_the_mlp_on_hopper(C, H, dtype, compiled, tmp_path):
     """No spills, and products that run while others do."""
     compiled.target(90)
-    monkeypatch.setattr('bigla.triton.hopper.parts.multiprocessors', lambda device: 132)
     shapes = (8000, C), (8000, C), (2 * H, C), (C, H)
     launch_mlp_grad(*(torch.empty(shape, dtype=dtype, device='meta') for shape in shapes))
     [(name, kernel)] = compiled.launched
     assert name == 'mlp_grad_kernel' and kernel.metadata.shared <= SHARED[90] * 1024
     assert code(kernel, tmp_path, 128).stack == 0
     assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
+
+
+@needs_gluon
+@pytest.mark.parametrize(
+    'M, C, H, dtype',
+    [(8400, 384, 1024, BF16), (4096, 192, 512, torch.float16), (900, 40, 104, BF16), (5000, 512, 1376, BF16)],
+    ids=str,
+)
+def test_swiglu_on_hopper(M, C, H, dtype, compiled, tmp_path):
+    """No spills, and products that run while others do."""
+    compiled.target(90)
+    x, fc1 = (torch.empty(shape, dtype=dtype, device='meta') for shape in ((M, C), (2 * H, C)))
+    for scale in (None, torch.empty(4, device='meta')):
+        assert launch_swiglu(x, fc1, scale=scale)[0].shape == (M, H)
+    assert [name for name, _ in compiled.launched] == ['resident_swiglu_kernel'] * 2
+    for _, kernel in compiled.launched:
+        assert kernel.metadata.shared <= SHARED[90] * 1024
+        assert code(kernel, tmp_path, 128).stack == 0
+        assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
+
+
+@needs_gluon
+def test_shares_fill_the_gpu():
+    from bigla.triton.hopper.swiglu import shares_of
+
+    assert shares_of(32, 512, 132) == 4  # a tile for every program
+    assert shares_of(66, 1024, 132) == 2
+    assert shares_of(128, 1024, 132) == 1
+    assert shares_of(1, 32, 132) == 1 and shares_of(1, 64, 132) == 2
 
 
 def shifted(x: torch.Tensor) -> torch.Tensor:
@@ -348,18 +377,20 @@ def test_what_hopper_takes(compiled, monkeypatch):
     compiled.target(90)
     z, proj, half = half_a_block(192, 512, torch.float32, BF16)
     rest = half.fc2, half.x, half.fc1, proj
-    for what in ('block_end', 'mlp_grad'):
-        assert _on_hopper(what, z, *rest)
-        assert not _on_hopper(what, z[:1, :5000], *rest)
-        assert not _on_hopper(what, shifted(z), *rest)
-        assert not _on_hopper(what, z, half.fc2, shifted(z))
-        assert not _on_hopper(what, z.float(), *rest)
-        assert not _on_hopper(what, z, torch.empty(192, 516))
-    assert _on_hopper('block_end', z[:1], *rest) and not _on_hopper('mlp_grad', z[:1], *rest)  # of 6,000 tokens
+    for what, few in (('block_end', 5000), ('mlp_grad', 6000), ('swiglu', 500)):
+        assert _on_hopper(what, z, 512, *rest)
+        assert not _on_hopper(what, z[:1, :few], 512, *rest)
+        assert not _on_hopper(what, shifted(z), 512, *rest)
+        assert not _on_hopper(what, z, 512, shifted(z))
+        assert not _on_hopper(what, z.float(), 512, *rest)
+        assert not _on_hopper(what, z, 516)
     # Tiles of 32 hidden channels that lack some would take b for a.
-    assert _on_hopper('block_end', z, torch.empty(192, 520)) and not _on_hopper('mlp_grad', z, torch.empty(192, 520))
+    assert _on_hopper('block_end', z, 520) and not _on_hopper('mlp_grad', z, 520) and _on_hopper('swiglu', z, 520)
+    wide = torch.empty(8000, 200, dtype=BF16)
+    assert _on_hopper('swiglu', wide, 512) and not _on_hopper('mlp_grad', wide, 512)
+    assert not _on_hopper('swiglu', torch.empty(8000, 520, dtype=BF16), 512)
     monkeypatch.setattr('bigla.triton.mlp.KNOWN', False)
-    assert not _on_hopper('block_end', z, *rest)
+    assert not _on_hopper('block_end', z, 512, *rest)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +398,7 @@ def test_what_hopper_takes(compiled, monkeypatch):
     [
         (80, 192, 512, BF16),
         (100, 192, 512, BF16),
-        (90, 256, 512, BF16),
+        (90, 576, 512, BF16),
         (90, 36, 80, BF16),
         (90, 192, 512, torch.float32),
     ],
@@ -380,7 +411,7 @@ def test_hopper_elsewhere(arch, C, H, dtype, compiled):
     launch_projected_mlp(z, proj, half, 1e-5)
     launch_mlp_grad(z.flatten(0, 1), z.flatten(0, 1), half.fc1, half.fc2)
     names = {name for name, _ in compiled.launched}
-    assert names and not names & {'block_end_kernel', 'mlp_grad_kernel'}
+    assert names and not names & {'block_end_kernel', 'mlp_grad_kernel', 'resident_swiglu_kernel'}
 
 
 @needs_gluon

@@ -131,12 +131,16 @@ def norm_depthwise_conv(
 
 
 def add_norm(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
+    sum_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`api.add_norm` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
-    if branch is None:
+    if branch is not None:
+        total, y = _add_norm(x, branch, weight, bias, eps, dtype, x.dtype, branch.dtype)
+        return total.to(sum_dtype), y
+    if sum_dtype == x.dtype:
         return x, _norm(x, weight, bias, eps, dtype)
-    return _add_norm(x, branch, weight, bias, eps, dtype, x.dtype, branch.dtype)
+    return _cast_norm(x, weight, bias, eps, dtype, sum_dtype)
 
 
 def conv_norm(
@@ -519,6 +523,32 @@ def _fake_norm_backward(dy, x, weight, bias, eps, dtype):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (x, weight, weight if bias is None else bias))
 
 
+def _run_cast_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype, sum_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(x):
+        return launch_norm(x.contiguous(), None, weight, bias, eps, dtype, sum_dtype=sum_dtype)
+
+
+def _fake_cast_norm(x, weight, bias, eps, dtype, sum_dtype):
+    return x.new_empty(x.shape, dtype=sum_dtype), x.new_empty(x.shape, dtype=dtype)
+
+
+def _run_cast_norm_backward(
+    dtotal: Tensor, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
+    sum_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    with torch.cuda.device_of(x), Sums() as sums:
+        dx, _, *grads = launch_norm_grad(
+            sums, dtotal.contiguous(), dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None
+        )
+    return dx, *_as_dense(grads, [weight, bias])
+
+
+def _fake_cast_norm_backward(dtotal, dy, x, weight, bias, *_):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, weight, weight if bias is None else bias))
+
+
 def _run_add_norm(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
     x_dtype: torch.dtype, branch_dtype: torch.dtype,
@@ -723,6 +753,9 @@ _norm_conv = _differentiable(
     _run_norm_depthwise_conv, _fake_norm_conv, _run_norm_conv_backward, _fake_norm_conv_backward
 )
 _norm = _differentiable(_run_norm, _fake_norm, _run_norm_backward, _fake_norm_backward)
+_cast_norm = _differentiable(
+    _run_cast_norm, _fake_cast_norm, _run_cast_norm_backward, _fake_cast_norm_backward, results=2
+)
 _add_norm = _differentiable(
     _run_add_norm,
     _fake_add_norm,

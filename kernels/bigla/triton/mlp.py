@@ -127,9 +127,11 @@ def launch_swiglu(
     """
     M, C = x.shape
     H = fc1.shape[0] // 2
+    grad = dy is not None
+    if not grad and _on_hopper('swiglu', x, H, fc1):
+        return hopper.launch_resident_swiglu(x, fc1, scale), x.new_empty(0, 2 * H)
     u = x.new_empty(M, H)
     half = x.dtype != torch.float32
-    grad = dy is not None
     dh = x.new_empty(M if grad else 0, 2 * H)
     if M:
         tile = SWIGLU_GRAD if grad else SWIGLU
@@ -223,7 +225,7 @@ def launch_mlp(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
 
 def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, and of W1 and W2 in float32."""
-    if _on_hopper('mlp_grad', x, fc2, dy, fc1):
+    if _on_hopper('mlp_grad', x, fc2.shape[1], dy, fc1, fc2):
         dx, u, dh = hopper.launch_mlp_grad(dy, x, fc1, fc2)
     else:
         u, dh = launch_swiglu(x, fc1, dy, fc2)
@@ -267,19 +269,22 @@ def launch_residual_mlp(t: Half, eps: float) -> Tensor:
 
 def launch_projected_mlp(z: Tensor, proj: Tensor, t: Half, eps: float) -> Tensor:
     """`launch_residual_mlp` with z (.., C) times `proj` for the branch; both are dense, and of W1's dtype."""
-    if _on_hopper('block_end', z, t.fc2, t.x, t.fc1, proj) and t.x.dtype in (torch.float32, z.dtype):
+    if _on_hopper('block_end', z, t.fc2.shape[1], t.x, t.fc1, t.fc2, proj) and t.x.dtype in (torch.float32, z.dtype):
         return hopper.launch_block_end(z, proj, t, eps)
     return launch_residual_mlp(t._replace(branch=F.linear(z, proj).view(t.x.shape)), eps)
 
 
-def _on_hopper(what: str, x: Tensor, fc2: Tensor, *others: Tensor) -> bool:
-    """Whether Hopper's kernel of that name is there, takes x (.., C) with these, and is the fastest."""
+def _on_hopper(what: str, x: Tensor, H: int, *others: Tensor) -> bool:
+    """Whether Hopper's kernel of that name is there, takes x (.., C) with H hidden channels, and is the fastest.
+
+    `others` are what else it copies.
+    """
     if not KNOWN or INTERPRETED or capability() != 90 or x.dtype == torch.float32:
         return False
-    C, H = fc2.shape
-    many = x.numel() >= hopper.FEWEST[what] * C and C <= hopper.WIDEST
+    C = x.shape[-1]
+    many = x.numel() >= hopper.FEWEST[what] * C and hopper.WIDEST[what] >= C
     rows = C % 8 == 0 and H % hopper.DIVISOR[what] == 0
-    return many and rows and all(m.data_ptr() % 16 == 0 for m in (x, fc2, *others))
+    return many and rows and all(m.data_ptr() % 16 == 0 for m in (x, *others))
 
 
 def _launch_apart(t: Half, eps: float) -> Tensor:

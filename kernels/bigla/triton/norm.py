@@ -56,7 +56,7 @@ def norm_kernel(
     ADD: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr,
     ACT: tl.constexpr,
 ):  # fmt: skip
-    """y, of the sum with ADD, which KEEP writes too."""
+    """y, of the sum with ADD; KEEP: the sum, too, or x as it is of another type."""
     begin(True)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BC)
@@ -68,9 +68,10 @@ def norm_kernel(
     if SHIFT:
         s = s + tl.load(shift + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if KEEP:
-        s = s.to(total.dtype.element_ty)
-        tl.store(total + at, s, mask=inside)
-        s = s.to(tl.float32)
+        kept = s.to(total.dtype.element_ty)
+        tl.store(total + at, kept, mask=inside)
+        if ADD:  # y is of what the backward finds
+            s = kept.to(tl.float32)
     s, r = standardize(s, inside, C, eps, CENTER)
     s = s * tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if CENTER:
@@ -142,18 +143,21 @@ def rows_a_sample(x: Tensor) -> int:
 def launch_norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
     act: str = '', keep: bool = True, factors: Tensor | None = None, shift: Tensor | None = None,
+    sum_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum, of the wider dtype of x and branch, and y of `dtype`.
 
-    The sum is x itself where there is no branch, or where it is not to be kept. `factors` (B,), dense, are those of the
-    branch (B, ..., C), `shift` (C), dense, is added to every row.
+    Where there is no branch, the sum is x as `sum_dtype`; where it is not to be kept, x itself. `factors` (B,), dense,
+    are those of the branch (B, ..., C); `shift` (C), dense, is added to every row.
     """
     center = bias is not None
     C = x.shape[-1]
     N = x.numel() // C
     weight, bias = weight.contiguous(), weight if bias is None else bias.contiguous()
-    keep = keep and branch is not None
-    total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype)) if keep else x
+    if branch is not None:
+        sum_dtype = torch.promote_types(x.dtype, branch.dtype)
+    keep = keep and (branch is not None or sum_dtype not in (None, x.dtype))
+    total = torch.empty_like(x, dtype=sum_dtype) if keep else x
     y = torch.empty_like(x, dtype=dtype)
     tile = tiles(C, TILE, WARPS)
     if N:

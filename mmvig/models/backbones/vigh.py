@@ -148,5 +148,6 @@ class ViGH(LinearBackbone):
             for block in stage.blocks:
                 x = self.run(block, x)
             if i in self.out_indices:
-                outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2))
+                x, out = getattr(self, f'norm{i}').beside(x)  # what comes next is a convolution
+                outs.append(out.permute(0, 3, 1, 2))
         return tuple(outs)

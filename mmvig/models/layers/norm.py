@@ -5,6 +5,8 @@ from torch import Tensor
 
 from bigla import add_norm
 
+from .precision import autocast_dtype
+
 
 class LayerNorm(nn.LayerNorm):
     """PyTorch's LayerNorm over the last axis of width `dims`."""
@@ -15,6 +17,10 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to its norm, of x's dtype."""
         return add_norm(x, None, self.weight, self.bias, eps=self.eps)[1]
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x, of the type that a product of it has under autocast, and its norm, while it is read once for both."""
+        return add_norm(x, None, self.weight, self.bias, eps=self.eps, sum_dtype=autocast_dtype(x))
 
 
 class RMSNorm(nn.RMSNorm):

@@ -15,7 +15,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
 
-from ..activations import sigmoid
 from ..launch import begin, kernel
 from ..norm import load_factor
 from .parts import (
@@ -37,7 +36,7 @@ from .parts import (
     descriptor,
     expect,
     finish,
-    halves,
+    gated,
     leave,
     load_left,
     make_room,
@@ -82,13 +81,9 @@ def copy_factors(z, proj, fc1, fc2, ring, tiles, H, P: gl.constexpr):
 
 
 @gluon.jit
-def gated(h, f, SCALED: gl.constexpr, HALF: gl.constexpr):
-    """SiLU(a) b of products [a, b], times f, as the left factor of the next product.  (SIDE, HIDDEN)"""
-    a, b = halves(h)
-    u = a * sigmoid(a) * b
-    if SCALED:
-        u = u * gl.convert_layout(f, u.type.layout)
-    return gl.convert_layout(u.to(HALF), LEFT)
+def gated_left(h, f, SCALED: gl.constexpr, HALF: gl.constexpr):
+    """`gated`, as the left factor of the next product.  (SIDE, HIDDEN)"""
+    return gl.convert_layout(gated(h, f, SCALED).to(HALF), LEFT)
 
 
 @gluon.jit
@@ -174,7 +169,7 @@ def compute(
         h = warpgroup_mma_wait(0, (multiply(left, ring, n, P),))
         mbarrier.arrive(other)
         turn ^= 1
-        u = gated(h, f, SCALED, HALF)
+        u = gated_left(h, f, SCALED, HALF)
         release(empty, n)
         n += 1
         for _ in range(HIDDEN, H, HIDDEN):
@@ -185,7 +180,7 @@ def compute(
             h = warpgroup_mma_wait(P, (h,))
             mbarrier.arrive(other)
             turn ^= 1
-            acc, later = finish(acc, u, (gated(h, f, SCALED, HALF),), P)
+            acc, later = finish(acc, u, (gated_left(h, f, SCALED, HALF),), P)
             u = later[0]
             release(empty, n)
             n += 1

@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ..activations import sigmoid
 from ..primitives import ceil_div
 
 SIDE = gl.constexpr(64)  # tokens of a group, and the side of the pieces in which everything is multiplied
@@ -39,25 +40,35 @@ REGISTERS = gl.constexpr((240, 24, 24))
 
 
 @gluon.jit
+def allocate_barriers(NUM: gl.constexpr, COUNT: gl.constexpr):
+    """NUM of them, at each of which COUNT arrive."""
+    barriers = gl.allocate_shared_memory(gl.int64, [NUM, 1], BARRIER)
+    for i in gl.static_range(NUM):
+        mbarrier.init(barriers.index(i), count=COUNT)
+    fence_async_shared()
+    return barriers
+
+
+@gluon.jit
+def allocate_ring(left, STAGES: gl.constexpr, P: gl.constexpr):
+    """STAGES parts of P pieces, and their barriers."""
+    rows = gl.allocate_shared_memory(left.dtype, [STAGES * P, SIDE, SIDE], left.layout)
+    return rows, allocate_barriers(STAGES, 1), allocate_barriers(STAGES, GROUPS)
+
+
+@gluon.jit
+def allocate_turns():
+    return allocate_barriers(GROUPS, 1)
+
+
+@gluon.jit
 def allocate(left, fc2, x, STAGES: gl.constexpr, P: gl.constexpr):
     """The ring of rows and columns, the groups' own pieces of x, each with its barriers, and those of turns."""
-    rows = gl.allocate_shared_memory(left.dtype, [STAGES * P, SIDE, SIDE], left.layout)
+    rows, full, empty = allocate_ring(left, STAGES, P)
     columns = gl.allocate_shared_memory(left.dtype, [STAGES * P, SIDE, HIDDEN], fc2.layout)
     own = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], x.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    own_full = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    own_empty = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    turns = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], BARRIER)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=GROUPS)
-    for i in gl.static_range(GROUPS):
-        mbarrier.init(own_full.index(i), count=1)
-        mbarrier.init(own_empty.index(i), count=1)
-        mbarrier.init(turns.index(i), count=1)
-    fence_async_shared()
-    return (rows, columns, full, empty), (own, own_full, own_empty), turns
+    own_full, own_empty = allocate_barriers(GROUPS, 1), allocate_barriers(GROUPS, 1)
+    return (rows, columns, full, empty), (own, own_full, own_empty), allocate_turns()
 
 
 @gluon.jit
@@ -164,6 +175,16 @@ def multiply(x, ring, n, P: gl.constexpr):
 def halves(h):
     """a and b of products [a, b].  2 x (SIDE, HIDDEN)"""
     return gl.split(gl.permute(gl.reshape(h, [SIDE, 2, HIDDEN]), (0, 2, 1)))
+
+
+@gluon.jit
+def gated(h, f, SCALED: gl.constexpr):
+    """SiLU(a) b of products [a, b], times f.  (SIDE, HIDDEN)"""
+    a, b = halves(h)
+    u = a * sigmoid(a) * b
+    if SCALED:
+        u = u * gl.convert_layout(f, u.type.layout)
+    return u
 
 
 @gluon.jit
