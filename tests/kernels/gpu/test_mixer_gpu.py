@@ -5,7 +5,7 @@ import torch
 
 from bigla import add_norm, bigla_mixer, block, conv_norm, depthwise_conv, gated_mlp, residual_mlp
 from bigla.triton.launch import KNOWN
-from bigla.triton.mlp import Half, launch_mlp_grad, launch_projected_mlp
+from bigla.triton.mlp import Half, launch_mlp_grad, launch_projected_mlp, launch_swiglu
 from bigla.triton.stem import launch_conv_weight_grad, out_side
 from bigla.triton.sums import Sums
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 def _fused_however_few(monkeypatch):
     monkeypatch.setattr('bigla.triton.mlp.FEWEST', 0)
     if KNOWN:
-        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=0, mlp_grad=0))
+        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=0, mlp_grad=0, swiglu=0))
 
 
 on_hopper = pytest.mark.skipif(
@@ -169,7 +169,7 @@ def test_block(C, num_heads, act, fewest, dtype, bias, whole_block, derive, monk
     With and without Hopper's kernels.
     """
     if KNOWN:
-        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=fewest, mlp_grad=fewest))
+        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=fewest, mlp_grad=fewest, swiglu=fewest))
     torch.manual_seed(0)
     tensors = whole_block(3, 31, 42, C, num_heads=num_heads, rank=16, H=C * 8 // 3 // 32 * 32, bias=bias)
     tensors = [None if t is None else t.cuda() for t in tensors]
@@ -252,6 +252,33 @@ def test_a_thousand_ends_of_a_block(bias):
     for _ in range(1000):
         differ += torch.stack([(launch_projected_mlp(*args, 1e-5) != y).any() for args, y in zip(some, want)])
     assert not differ.any(), differ
+
+
+@on_hopper
+@pytest.mark.parametrize('scaled', [False, True], ids=['', 'scaled'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+@pytest.mark.parametrize(
+    'M, C, H', [(1, 8, 8), (66, 40, 104), (4096, 192, 512), (8400, 384, 1024), (35000, 384, 1024), (2700, 512, 1376)]
+)
+def test_swiglu(M, C, H, dtype, scaled, monkeypatch):
+    """Hopper's kernel against float64 and against the other one; twenty times the same bits."""
+    torch.manual_seed(0)
+    x, fc1 = torch.randn(M, C, device='cuda').to(dtype), torch.randn(2 * H, C, device='cuda').div(C**0.5).to(dtype)
+    scale = torch.rand(2 - M % 2, device='cuda') if scaled else None
+    with monkeypatch.context() as patch:
+        patch.setattr('bigla.triton.hopper.launch_resident_swiglu', None)
+        with pytest.raises(TypeError):  # it is what runs below
+            launch_swiglu(x, fc1, scale=scale)
+        patch.setitem(hopper.FEWEST, 'swiglu', 10**9)
+        peer = launch_swiglu(x, fc1, scale=scale)[0]
+    got = launch_swiglu(x, fc1, scale=scale)[0]
+    a, b = (x.double() @ fc1.double().t()).chunk(2, -1)
+    want = torch.nn.functional.silu(a) * b
+    if scaled:
+        want *= scale.double().repeat_interleave(M // len(scale))[:, None]
+    mine, theirs = ((u.double() - want).norm() / want.norm() for u in (got, peer))
+    assert mine <= 1.1 * theirs, (mine, theirs)
+    assert all(launch_swiglu(x, fc1, scale=scale)[0].equal(got) for _ in range(20))
 
 
 @on_hopper
