@@ -341,7 +341,7 @@ def test_gradient_of_the_mlp_on_hopper(C, H, dtype, compiled, tmp_path):
 @needs_gluon
 @pytest.mark.parametrize(
     'M, C, H, dtype',
-    [(8400, 384, 1024, BF16), (4096, 192, 512, torch.float16), (900, 40, 104, BF16), (5000, 512, 1376, BF16)],
+    [(8400, 384, 1024, BF16), (5000, 192, 512, torch.float16), (5000, 40, 104, BF16), (5000, 512, 1376, BF16)],
     ids=str,
 )
 def test_swiglu_on_hopper(M, C, H, dtype, compiled, tmp_path):
@@ -350,7 +350,10 @@ def test_swiglu_on_hopper(M, C, H, dtype, compiled, tmp_path):
     x, fc1 = (torch.empty(shape, dtype=dtype, device='meta') for shape in ((M, C), (2 * H, C)))
     for scale in (None, torch.empty(4, device='meta')):
         assert launch_swiglu(x, fc1, scale=scale)[0].shape == (M, H)
-    assert [name for name, _ in compiled.launched] == ['resident_swiglu_kernel'] * 2
+    if H % 32 == 0:
+        u, dh = launch_swiglu(x, fc1, x, torch.empty(C, H, dtype=dtype, device='meta'))
+        assert u.shape == (M, H) and dh.shape == (M, 2 * H)
+    assert [name for name, _ in compiled.launched] == ['resident_swiglu_kernel'] * (3 if H % 32 == 0 else 2)
     for _, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[90] * 1024
         assert code(kernel, tmp_path, 128).stack == 0
@@ -377,7 +380,7 @@ def test_what_hopper_takes(compiled, monkeypatch):
     compiled.target(90)
     z, proj, half = half_a_block(192, 512, torch.float32, BF16)
     rest = half.fc2, half.x, half.fc1, proj
-    for what, few in (('block_end', 5000), ('mlp_grad', 6000), ('swiglu', 500)):
+    for what, few in (('block_end', 5000), ('mlp_grad', 6000), ('swiglu', 4000), ('swiglu_grad', 4000)):
         assert _on_hopper(what, z, 512, *rest)
         assert not _on_hopper(what, z[:1, :few], 512, *rest)
         assert not _on_hopper(what, shifted(z), 512, *rest)
@@ -387,7 +390,8 @@ def test_what_hopper_takes(compiled, monkeypatch):
     # Tiles of 32 hidden channels that lack some would take b for a.
     assert _on_hopper('block_end', z, 520) and not _on_hopper('mlp_grad', z, 520) and _on_hopper('swiglu', z, 520)
     wide = torch.empty(8000, 200, dtype=BF16)
-    assert _on_hopper('swiglu', wide, 512) and not _on_hopper('mlp_grad', wide, 512)
+    assert _on_hopper('swiglu', wide, 512) and _on_hopper('swiglu_grad', wide, 512)
+    assert not _on_hopper('swiglu_grad', wide, 520) and not _on_hopper('mlp_grad', wide, 512)
     assert not _on_hopper('swiglu', torch.empty(8000, 520, dtype=BF16), 512)
     monkeypatch.setattr('bigla.triton.mlp.KNOWN', False)
     assert not _on_hopper('block_end', z, 512, *rest)

@@ -128,8 +128,8 @@ def launch_swiglu(
     M, C = x.shape
     H = fc1.shape[0] // 2
     grad = dy is not None
-    if not grad and _on_hopper('swiglu', x, H, fc1):
-        return hopper.launch_resident_swiglu(x, fc1, scale), x.new_empty(0, 2 * H)
+    if _on_hopper('swiglu_grad' if grad else 'swiglu', x, H, fc1):
+        return hopper.launch_resident_swiglu(x, fc1, scale, dy @ fc2 if grad else None)
     u = x.new_empty(M, H)
     half = x.dtype != torch.float32
     dh = x.new_empty(M if grad else 0, 2 * H)

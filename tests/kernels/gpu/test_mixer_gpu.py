@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 def _fused_however_few(monkeypatch):
     monkeypatch.setattr('bigla.triton.mlp.FEWEST', 0)
     if KNOWN:
-        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=0, mlp_grad=0, swiglu=0))
+        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict.fromkeys(hopper.FEWEST, 0))
 
 
 on_hopper = pytest.mark.skipif(
@@ -169,7 +169,7 @@ def test_block(C, num_heads, act, fewest, dtype, bias, whole_block, derive, monk
     With and without Hopper's kernels.
     """
     if KNOWN:
-        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict(block_end=fewest, mlp_grad=fewest, swiglu=fewest))
+        monkeypatch.setattr('bigla.triton.hopper.FEWEST', dict.fromkeys(hopper.FEWEST, fewest))
     torch.manual_seed(0)
     tensors = whole_block(3, 31, 42, C, num_heads=num_heads, rank=16, H=C * 8 // 3 // 32 * 32, bias=bias)
     tensors = [None if t is None else t.cuda() for t in tensors]
@@ -303,6 +303,49 @@ def test_gradient_of_the_mlp(M, C, H, dtype, monkeypatch):
         assert a.dtype == b.dtype and mine <= 1.1 * theirs, (mine, theirs)
     for _ in range(20):
         assert all(a.equal(b) for a, b in zip(launch_mlp_grad(*tensors), got, strict=True))
+
+
+@on_hopper
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+@pytest.mark.parametrize('M, C, H', [(1, 8, 32), (66, 40, 96), (4097, 192, 512), (8400, 384, 1024), (2700, 512, 1376)])
+def test_gradient_of_swiglu(M, C, H, dtype, monkeypatch):
+    """Hopper's kernel, from a rounded du, against float64 and against the other one; twenty times the same bits."""
+    torch.manual_seed(0)
+    shapes = (M, C), (2 * H, C), (M, C), (C, H)
+    x, fc1, dy, fc2 = (torch.randn(s, device='cuda').div(s[1] ** 0.5 if i % 2 else 1) for i, s in enumerate(shapes))
+    tensors = [t.to(dtype) for t in (x, fc1, dy, fc2)]
+    with monkeypatch.context() as patch:
+        patch.setattr('bigla.triton.hopper.launch_resident_swiglu', None)
+        with pytest.raises(TypeError):  # it is what runs below
+            launch_swiglu(*tensors)
+        patch.setitem(hopper.FEWEST, 'swiglu_grad', 10**9)
+        peer = launch_swiglu(*tensors)
+    got = launch_swiglu(*tensors)
+    x, fc1, dy, fc2 = (t.double() for t in tensors)
+    h = (x @ fc1.t()).requires_grad_()
+    a, b = h.chunk(2, -1)
+    u = torch.nn.functional.silu(a) * b
+    (dh,) = torch.autograd.grad(u, h, dy @ fc2)
+    for mine, theirs, want in zip(got, peer, (u.detach(), dh), strict=True):
+        mine, theirs = ((t.double() - want).norm() / want.norm() for t in (mine, theirs))
+        assert mine <= 1.1 * theirs + ROUNDING[dtype] / 4, (mine, theirs)
+    for _ in range(20):
+        assert all(a.equal(b) for a, b in zip(launch_swiglu(*tensors), got, strict=True))
+
+
+@on_hopper
+def test_a_thousand_times_swiglu():
+    torch.manual_seed(0)
+    some = []
+    for M, C, H in ((100, 192, 512), (17000, 384, 1024)):
+        shapes = (M, C), (2 * H, C), (M, C), (C, H)
+        some.append([torch.randn(s, device='cuda').div(s[1] ** 0.5).bfloat16() for s in shapes])
+    every = [(args, n, launch_swiglu(*args[:n])) for args in some for n in (2, 4)]
+    differ = torch.zeros(2, dtype=torch.int64, device='cuda')
+    for _ in range(1000):
+        for args, n, want in every:
+            differ += torch.stack([(a != b).any() for a, b in zip(launch_swiglu(*args[:n]), want)])
+    assert not differ.any(), differ
 
 
 @on_hopper

@@ -12,16 +12,15 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
-from ..activations import sigmoid
 from ..launch import begin, kernel
 from .parts import (
+    GATES,
     GROUPS,
     HIDDEN,
     LEFT,
@@ -39,20 +38,21 @@ from .parts import (
     descriptor,
     expect,
     finish,
-    halves,
+    gate_grads,
     leave,
+    leave_gates,
     load_left,
     make_room,
     multiply,
     pieces,
     place,
     programs,
+    put,
     release,
     wait_for,
 )
 
 STAGES = gl.constexpr(4)  # parts in the ring
-OUT = gl.constexpr(3)  # pieces that leave at a time: u, da and db
 
 
 @gluon.jit
@@ -84,34 +84,11 @@ def multiply_hidden(dy, ring, n, group, P: gl.constexpr):
 
 
 @gluon.jit
-def gate_grads(h, du, HALF: gl.constexpr):
-    """u, da and db of products [a, b] and of du, and [da, db] as the left factor of the next product."""
-    a, b = halves(h)
-    du = gl.convert_layout(du, a.type.layout)
-    s = sigmoid(a)
-    silu = a * s
-    u = (silu * b).to(HALF)
-    da = (du * b * (s + silu * (1 - s))).to(HALF)
-    db = (du * silu).to(HALF)
+def gates_and_left(h, du, HALF: gl.constexpr):
+    """`gate_grads`, and [da, db] as the left factor of the next product."""
+    u, da, db = gate_grads(h, du, HALF)
     dh = gl.reshape(gl.permute(gl.join(da, db), (0, 2, 1)), [SIDE, 2 * HIDDEN])
     return u, da, db, gl.convert_layout(dh, LEFT)
-
-
-@gluon.jit
-def put(gates, out, group):
-    """u, da and db into shared memory, from which those before have left."""
-    for i in gl.static_range(OUT):
-        out.index(group * OUT + i).store(gates[i])
-    fence_async_shared()
-    gl.thread_barrier()
-
-
-@gluon.jit
-def leave_gates(u, dh, out, first, h, H, group):
-    """u, da and db to where the weights' gradients look for them."""
-    tma.async_copy_shared_to_global(u, [first, h], out.index(group * OUT))
-    tma.async_copy_shared_to_global(dh, [first, h], out.index(group * OUT + 1))
-    tma.async_copy_shared_to_global(dh, [first, H + h], out.index(group * OUT + 2))
 
 
 @gluon.jit
@@ -139,9 +116,9 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
         h, du = warpgroup_mma_wait(0, (h, du))
         mbarrier.arrive(other)
         turn ^= 1
-        gu, ga, gb, factor = gate_grads(h, du, HALF)
-        put((gu, ga, gb), out, group)
-        leave_gates(u, dh, out, first, 0, H, group)
+        gu, ga, gb, factor = gates_and_left(h, du, HALF)
+        put((gu, ga, gb), out, group * GATES)
+        leave_gates(u, dh, out, group * GATES, first, 0, H)
         n += 1
         acc = ()
         for _ in gl.static_range(P):
@@ -156,12 +133,12 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
             h, du = warpgroup_mma_wait(P, (h, du))
             mbarrier.arrive(other)
             turn ^= 1
-            acc, later = finish(acc, factor, gate_grads(h, du, HALF), P)
+            acc, later = finish(acc, factor, gates_and_left(h, du, HALF), P)
             gu, ga, gb, factor = later
             tma.store_wait(0)
             release(empty, n - 1)
-            put((gu, ga, gb), out, group)
-            leave_gates(u, dh, out, first, h0, H, group)
+            put((gu, ga, gb), out, group * GATES)
+            leave_gates(u, dh, out, group * GATES, first, h0, H)
             n += 1
         acc, later = finish(add(factor, acc, rows, (n - 1) % STAGES, False, P), factor, (factor,), P)
         release(empty, n - 1)
@@ -173,7 +150,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
 @kernel(do_not_specialize=('M',), jit=gluon.jit)
 def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr):
     ring, own, turns = allocate(x, fc2, dy, STAGES, P)
-    out = gl.allocate_shared_memory(x.dtype, [GROUPS * OUT, SIDE, HIDDEN], u.layout)
+    out = gl.allocate_shared_memory(x.dtype, [GROUPS * GATES, SIDE, HIDDEN], u.layout)
     tiles = gl.cdiv(M, GROUPS * SIDE)
     begin(False)
     shared = ring, own, out, turns

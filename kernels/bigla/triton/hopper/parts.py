@@ -27,6 +27,7 @@ from ..primitives import ceil_div
 SIDE = gl.constexpr(64)  # tokens of a group, and the side of the pieces in which everything is multiplied
 HIDDEN = gl.constexpr(32)  # hidden channels at a time
 GROUPS = gl.constexpr(2)
+GATES = gl.constexpr(3)  # what leaves of a gradient: u, da and db
 MMA = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 MMA_HIDDEN = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
 LEFT = gl.constexpr(gl.DotOperandLayout(0, MMA, 2))
@@ -185,6 +186,33 @@ def gated(h, f, SCALED: gl.constexpr):
     if SCALED:
         u = u * gl.convert_layout(f, u.type.layout)
     return u
+
+
+@gluon.jit
+def gate_grads(h, du, HALF: gl.constexpr):
+    """u = SiLU(a) b, da and db of products [a, b] and of du.  3 x (SIDE, HIDDEN)"""
+    a, b = halves(h)
+    du = gl.convert_layout(du, a.type.layout)
+    s = sigmoid(a)
+    silu = a * s
+    return (silu * b).to(HALF), (du * b * (s + silu * (1 - s))).to(HALF), (du * silu).to(HALF)
+
+
+@gluon.jit
+def put(results, out, first):
+    """Into shared memory, from the first place on, from which those before have left."""
+    for i in gl.static_range(len(results)):
+        out.index(first + i).store(results[i])
+    fence_async_shared()
+    gl.thread_barrier()
+
+
+@gluon.jit
+def leave_gates(u, dh, out, at, first, h, H):
+    """u, da and db to where the weights' gradients look for them."""
+    tma.async_copy_shared_to_global(u, [first, h], out.index(at))
+    tma.async_copy_shared_to_global(dh, [first, h], out.index(at + 1))
+    tma.async_copy_shared_to_global(dh, [first, H + h], out.index(at + 2))
 
 
 @gluon.jit
