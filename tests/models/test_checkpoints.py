@@ -219,3 +219,24 @@ def test_resizing_is_bicubic_and_in_float32():
     with torch.autocast('cpu', torch.bfloat16):
         torch.testing.assert_close(resize_pos_embed(grid, (9, 31)), want)
     assert resize_pos_embed(grid.to('meta'), (9, 31)).shape == want.shape  # where operations are counted
+
+
+def test_matrices_that_resize_are_kept(monkeypatch):
+    """Whatever the mode in which they were made; stand-ins for tensors are not."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    kept = {}
+    monkeypatch.setattr('mmvig.models.checkpoints._MATRICES', kept)
+    grid = torch.randn(1, 6, 7, 5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert resize_pos_embed(torch.empty(1, 6, 7, 5), (9, 11)).shape == (1, 9, 11, 5)
+    assert not kept
+    with torch.inference_mode():
+        want = resize_pos_embed(grid, (9, 11)).clone()
+    assert set(kept) == {(6, 9, torch.device('cpu')), (7, 11, torch.device('cpu'))}
+    before = dict(kept)
+    grid.requires_grad_()
+    got = resize_pos_embed(grid, (9, 11))
+    got.sum().backward()
+    assert got.detach().equal(want) and grid.grad.abs().max() > 0
+    assert all(kept[key] is matrix for key, matrix in before.items()) and len(kept) == 2
