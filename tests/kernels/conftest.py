@@ -195,7 +195,8 @@ def casts(derive) -> Callable[[str, str], None]:
         for tensors in ([x, None, *vectors], [x, branch, *vectors], [x, None, vectors[0], None]):
             total, y = add_norm(*tensors, sum_dtype=torch.float16, impl=impl)
             want = add_norm(*tensors, impl=impl)
-            assert total.dtype == torch.float16 and total.equal(want[0].half()) and y.equal(want[1])
+            assert total.dtype == torch.float16 and total.equal(want[0].half())
+            torch.testing.assert_close(y, want[1])  # two kernels compiled apart may differ in the last bit
 
             def at_once(*t: Tensor | None) -> tuple[Tensor, ...]:
                 return add_norm(*t, sum_dtype=torch.float16, impl=impl)
