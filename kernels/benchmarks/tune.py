@@ -53,6 +53,11 @@ def tiles(name: str, BM: tuple, BH: tuple, warps: tuple, stages: tuple) -> list[
     return [{name: mlp.Tile(*values)} for values in itertools.product(BM, BH, warps, stages)]
 
 
+def by_triton(settings: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The same, without Hopper's kernels, which know nothing of them; what is held now has these."""
+    return [setting | {'KNOWN': False} for setting in settings]
+
+
 def normal(*shape: int, dtype: torch.dtype = BF16, scale: float = 1.0) -> Tensor:
     return torch.randn(shape, dtype=dtype, device='cuda') * scale
 
@@ -161,11 +166,16 @@ TARGETS = {
     ),
     'swiglu': Target(
         mlp,
-        tiles('SWIGLU', (64, 128), (32, 64), (4, 8), (2, 3, 4)),
+        by_triton(tiles('SWIGLU', (64, 128), (32, 64), (4, 8), (2, 3, 4))),
         [(4096, 192, 512), (8400, 384, 1024)],
         prepare_swiglu,
     ),
-    'swiglu_grad': Target(mlp, tiles('SWIGLU_GRAD', (64, 128), (32, 64), (4, 8), (2, 3, 4)), MLPS, prepare_swiglu_grad),
+    'swiglu_grad': Target(
+        mlp,
+        by_triton(tiles('SWIGLU_GRAD', (64, 128), (32, 64), (4, 8), (2, 3, 4))),
+        [*MLPS, (8400, 384, 1024), (2100, 768, 2048)],
+        prepare_swiglu_grad,
+    ),
     'norm': Target(norm, grid(TILE=(1024, 2048), WARPS=(2, 4)), [shape[:2] for shape in MLPS], prepare_norm),
     'norm_grad': Target(
         norm,

@@ -28,8 +28,9 @@ class Row:
     """One measured setting of one model; what was not measured is None.
 
     `p20`, `p50` and `p80` are milliseconds, `peak_mb` the memory in MB (1e6 bytes) that a step takes at its peak beyond
-    what was held before it (weights and input), gradients included; None where torch.compile's graphs hold it between
-    steps. `gflops` are of the whole batch, a multiply-add as one; a training step counts as three forward passes.
+    what was held before it (weights, input, gradients of the outputs), gradients included; None where torch.compile's
+    graphs hold it between steps. `gflops` are of the whole batch, a multiply-add as one; a training step counts as
+    three forward passes.
     `share` is the part of the `limit` nearest to being reached: 'compute', those FLOPs at the rate of a matrix product,
     or 'bandwidth', the tensors that products, convolutions, attention and scans read and write at the rate of a copy;
     both rates, `matmul_tflops` (two operations a multiply-add) and `copy_gbs`, were measured in the same run.

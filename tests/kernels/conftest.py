@@ -207,6 +207,12 @@ def casts(derive) -> Callable[[str, str], None]:
 
             for a, b in zip(derive(at_once, tensors), derive(one_by_one, tensors), strict=True):
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+            for i in range(2):  # of which nobody uses the other one
+                t = [t if t is None else t.clone().requires_grad_() for t in tensors]
+                mine, theirs = (
+                    torch.autograd.grad(fn(*t)[i].float().square().sum(), t[0])[0] for fn in (at_once, one_by_one)
+                )
+                torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
     return check
 

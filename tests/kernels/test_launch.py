@@ -19,15 +19,16 @@ class Jitted:
     fn = staticmethod(lambda: None)
     params = [SimpleNamespace(name=n, is_constexpr=c, do_not_specialize=g) for n, c, g in PARAMS]
 
-    def __init__(self, scratch: int = 0, arch: int = 80) -> None:
-        self.compiled, self.called, self.scratch, self.arch = 0, [], scratch, arch
+    def __init__(self, scratch: int = 0, ptx: str = '') -> None:
+        self.compiled, self.called, self.scratch, self.asm = 0, [], scratch, dict(ptx=ptx)
 
     def run(self, *args, grid, warmup, **constants):
         self.compiled += 1
-        target = SimpleNamespace(arch=self.arch)
-        metadata = SimpleNamespace(global_scratch_size=self.scratch, profile_scratch_size=0, target=target)
+        metadata = SimpleNamespace(global_scratch_size=self.scratch, profile_scratch_size=0)
         runner = SimpleNamespace(launch=lambda *args: self.called.append(args), launch_cooperative_grid=False)
-        return SimpleNamespace(metadata=metadata, run=runner, function='function', packed_metadata='packed')
+        return SimpleNamespace(
+            metadata=metadata, run=runner, function='function', packed_metadata='packed', asm=self.asm
+        )
 
 
 @pytest.fixture
@@ -67,17 +68,17 @@ def test_the_second_launch_is_direct(driver):
     assert jitted.called == [(*head, address, (address, address), (160, 32, 3), 6, 0.5, D, 32)]
 
 
-@pytest.mark.parametrize('arch', [89, 90, 120])
-def test_kernels_that_wait_are_launched_early(arch, driver):
+@pytest.mark.parametrize('waits', [True, False])
+def test_kernels_that_wait_are_launched_early(waits, driver):
     """Unless they are to be told apart."""
-    jitted = Jitted(arch=arch)
+    jitted = Jitted(ptx='griddepcontrol.wait;' if waits else 'ret;')
     kernel = launch.Kernel(jitted)
     for _ in range(2):
         kernel[5,](*arguments(), BLOCK=32)
     with launch.one_by_one():
         kernel[5,](*arguments(), BLOCK=32)
     kernel[5,](*arguments(), BLOCK=32)
-    assert [args[6] for args in jitted.called] == [arch >= 90, False, arch >= 90]
+    assert [args[6] for args in jitted.called] == [waits, False, waits]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from bigla.triton import unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
+from bigla.triton.casts import cast, scaled  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
 from bigla.triton.launch import KNOWN  # noqa: E402
@@ -97,7 +98,7 @@ def compiled(monkeypatch) -> Callable[..., list]:
 def waits_first(kernel) -> bool:
     """Whether a kernel waits for the one before it, and touches no memory until then."""
     before, *after = kernel.asm['ptx'].split('griddepcontrol.wait')
-    return len(after) == 1 and not re.search(r'(ld|st|atom|red)\.(volatile\.)?global|cp\.async', before)
+    return len(after) == 1 and not re.search(r'(ld|st|atom|red|prefetch)\S*\.global|cp\.async', before)
 
 
 class Code(NamedTuple):
@@ -250,6 +251,14 @@ def test_around_the_operator(arch, compiled, tmp_path):
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
 
 
+def test_casts(compiled):
+    compiled.target(90)
+    x = torch.empty(3, 1000, device='meta')
+    assert [y.dtype for y in cast(BF16, [x, x[:1]], [x])] == [BF16] * 2
+    assert scaled(x, x[:, 0], BF16).dtype == BF16
+    assert [name for name, _ in compiled.launched] == ['cast_kernel', 'scale_kernel']
+
+
 @pytest.mark.parametrize('arch', ARCHS)
 def test_block_parts(arch, compiled, tmp_path):
     """The norms', the MLP's and the stem's kernels compile for every GPU, nearly without spills in half precision."""
@@ -391,7 +400,8 @@ def test_what_hopper_takes(compiled, monkeypatch):
     assert _on_hopper('block_end', z, 520) and not _on_hopper('mlp_grad', z, 520) and _on_hopper('swiglu', z, 520)
     wide = torch.empty(8000, 200, dtype=BF16)
     assert _on_hopper('swiglu', wide, 512) and _on_hopper('swiglu_grad', wide, 512)
-    assert not _on_hopper('swiglu_grad', wide, 520) and not _on_hopper('mlp_grad', wide, 512)
+    assert not _on_hopper('swiglu_grad', wide, 520)
+    assert not _on_hopper('mlp_grad', wide, 512) and not _on_hopper('block_end', wide, 512)
     assert not _on_hopper('swiglu', torch.empty(8000, 520, dtype=BF16), 512)
     monkeypatch.setattr('bigla.triton.mlp.KNOWN', False)
     assert not _on_hopper('block_end', z, 512, *rest)

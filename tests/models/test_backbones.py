@@ -7,6 +7,7 @@ import torch
 from mmengine.registry import MODELS
 
 from mmvig.models import ViG, ViGH
+from mmvig.models.layers import LayerNorm
 
 NANO = {
     ViG: dict(embed_dims=32, depth=3, num_heads=2, act=True, drop_path_rate=0.1),
@@ -208,6 +209,19 @@ def test_image_of_another_type(cls, dtype):
     with pytest.raises(ValueError, match=f'parameters of torch.float32 and needs images .* got {dtype}: convert'):
         nano(cls)(image)
     assert nano(cls).to(dtype)(image)[-1].dtype == dtype
+
+
+def test_a_stage_is_cast_once(monkeypatch):
+    """Under autocast while it is normed, for the convolution behind it, which would cast it otherwise."""
+    net, image, seen = nano(ViGH).eval(), torch.rand(1, 3, 64, 96), []
+    for stage in net.stages[1:]:
+        stage.downsample.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        got = net(image)
+        monkeypatch.setattr(LayerNorm, 'beside', lambda norm, x: (x, norm(x)))
+        want = net(image)
+    assert seen == [torch.bfloat16] * 3 + [torch.float32] * 3
+    assert all(a.equal(b) and a.dtype == torch.float32 for a, b in zip(got, want, strict=True))
 
 
 @BOTH

@@ -131,7 +131,7 @@ class Kernel:
                     compiled.run,
                     compiled,
                     tuple(constants[p.name] for p in self.jitted.params if p.is_constexpr),
-                    compiled.metadata.target.arch >= 90,
+                    'griddepcontrol.wait' in compiled.asm['ptx'],
                 )
             return
         run, compiled, rest, waits = ready[key]

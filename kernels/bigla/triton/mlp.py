@@ -4,14 +4,14 @@ With [a, b] = W1 x, u = SiLU(a) b and y = W2 u::
 
     du = W2^T dy      db = du SiLU(a)      da = du b SiLU'(a)      dx = W1^T [da, db]
 
-The backward computes a and b again, in one kernel with du: of all that is wider than x nothing is kept. Where all
-channels of a tile of tokens fit into a program's registers, the sum and the norm before the network and the sum behind
-it are part of it, and not even u is written::
+The backward computes a and b again, in one kernel with what is made of them: of all that is wider than x nothing is
+kept. Where all channels of a tile of tokens fit into a program's registers, the sum and the norm before the network and
+the sum behind it are part of it, and not even u is written::
 
     s = x + f branch      y = s + scale W2 u  with [a, b] = W1 norm(s)
 
-On Hopper the projection that the branch comes from is part of it, too, and the gradient is one kernel but for the
-weights' own: see `hopper`.
+On Hopper the projection that the branch comes from is part of it, too, the gradient is one kernel but for the weights'
+own, and what is wider has kernels of its own for the first product: see `hopper`.
 """
 
 from typing import NamedTuple
@@ -123,7 +123,8 @@ def launch_swiglu(
 ) -> tuple[Tensor, Tensor]:
     """u (M, H) of x (M, C) and W1 (2 H, C), contiguous; with dy (M, C) and W2 (C, H) also dh (M, 2 H), else empty.
 
-    scale (B,), dense, are factors of u for the tokens of each sample.
+    scale (B,), dense, are factors of u for the tokens of each sample. Hopper's kernel takes du as it is rounded to x's
+    dtype.
     """
     M, C = x.shape
     H = fc1.shape[0] // 2

@@ -27,7 +27,7 @@ GRAD_TILE, GRAD_WARPS, WALK, AHEAD = 1024, 2, 16, 3
 
 @triton.jit
 def standardize(s, inside, C: tl.constexpr, eps, CENTER: tl.constexpr):
-    """u r and r of rows `s`, which are 0 outside `inside`."""
+    """u r and r of rows `s`; of those that are not all outside `inside`, entries there are 0."""
     if CENTER:
         s = tl.where(inside, s - tl.sum(s, 1)[:, None] / C, 0.0)
     r = tl.rsqrt(tl.sum(s * s, 1) / C + eps)[:, None]
@@ -56,7 +56,7 @@ def norm_kernel(
     ADD: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr,
     ACT: tl.constexpr,
 ):  # fmt: skip
-    """y, of the sum with ADD; KEEP: the sum, too, or x as it is of another type."""
+    """y, of the sum with ADD; KEEP: writes the sum, too, or without one x, cast."""
     begin(True)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BC)
@@ -145,18 +145,18 @@ def launch_norm(
     act: str = '', keep: bool = True, factors: Tensor | None = None, shift: Tensor | None = None,
     sum_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The sum, of the wider dtype of x and branch, and y of `dtype`.
+    """The sum, of `sum_dtype` or the wider dtype of x and branch, and y of `dtype`.
 
-    Where there is no branch, the sum is x as `sum_dtype`; where it is not to be kept, x itself. `factors` (B,), dense,
-    are those of the branch (B, ..., C); `shift` (C), dense, is added to every row.
+    Where the sum is not to be kept, it is x itself. `factors` (B,), dense, are those of the branch (B, ..., C); `shift`
+    (C), dense, is added to every row before the norm, not in the sum.
     """
     center = bias is not None
     C = x.shape[-1]
     N = x.numel() // C
     weight, bias = weight.contiguous(), weight if bias is None else bias.contiguous()
-    if branch is not None:
-        sum_dtype = torch.promote_types(x.dtype, branch.dtype)
-    keep = keep and (branch is not None or sum_dtype not in (None, x.dtype))
+    if sum_dtype is None:
+        sum_dtype = x.dtype if branch is None else torch.promote_types(x.dtype, branch.dtype)
+    keep = keep and (branch is not None or sum_dtype != x.dtype)
     total = torch.empty_like(x, dtype=sum_dtype) if keep else x
     y = torch.empty_like(x, dtype=dtype)
     tile = tiles(C, TILE, WARPS)

@@ -148,6 +148,7 @@ class ViGH(LinearBackbone):
             for block in stage.blocks:
                 x = self.run(block, x)
             if i in self.out_indices:
-                x, out = getattr(self, f'norm{i}').beside(x)  # what comes next is a convolution
+                norm = getattr(self, f'norm{i}')
+                x, out = norm.beside(x) if i + 1 < len(self.stages) else (x, norm(x))
                 outs.append(out.permute(0, 3, 1, 2))
         return tuple(outs)

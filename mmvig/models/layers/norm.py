@@ -19,7 +19,7 @@ class LayerNorm(nn.LayerNorm):
         return add_norm(x, None, self.weight, self.bias, eps=self.eps)[1]
 
     def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x, of the type that a product of it has under autocast, and its norm, while it is read once for both."""
+        """x as autocast gives it to a convolution, which comes next, and its norm: it is read once for both."""
         return add_norm(x, None, self.weight, self.bias, eps=self.eps, sum_dtype=autocast_dtype(x))
 
 

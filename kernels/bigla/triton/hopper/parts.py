@@ -2,8 +2,8 @@
 
 A program stays on its multiprocessor, and its warps have roles. Two groups of four multiply, for 64 tokens each. They
 take turns, so that one makes products while the other one makes what lies between them. One warp copies what all
-tokens need, part by part, into a ring in shared memory, from which both groups read; another one copies what is a
-group's own, to where results leave from.
+tokens need, part by part, into a ring in shared memory, from which both groups read; another one, where there is any,
+copies what is a group's own, to where results leave from.
 """
 
 import functools
