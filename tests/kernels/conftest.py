@@ -186,6 +186,29 @@ def derive() -> Callable[..., list[Tensor]]:
 
 
 @pytest.fixture
+def decay_grads() -> Callable[..., None]:
+    """`decay_grads(M, C, R, dtype, device)` checks gradients of the low-rank decay of M tokens; the same bits twice."""
+    from bigla.triton.decay import launch_decay_grad
+    from bigla.triton.sums import Sums
+
+    def check(M: int, C: int, R: int, dtype: torch.dtype, device: str) -> None:
+        torch.manual_seed(0)
+        dx, rows = torch.randn(M, C, device=device).to(dtype), torch.randn(M, 2 * R + 9, device=device).to(dtype)
+        weight, low = torch.randn(C, R, device=device) / C**0.5, rows[:, :R]
+        found = []
+        for _ in range(2):
+            dlow = torch.empty_like(rows)[:, R : 2 * R]
+            with Sums() as sums:
+                found.append((dlow, *launch_decay_grad(sums, dx, low, weight, dlow)))
+        assert all(a.equal(b) for a, b in zip(*found))
+        dx, low, weight = dx.double(), low.double(), weight.to(dtype).double()
+        for got, want in zip(found[0], (dx @ weight, dx.t() @ low, dx.sum(0)), strict=True):
+            assert (got.double() - want).norm() <= (2.0**-8 if got.dtype == dtype else 1e-4) * want.norm()
+
+    return check
+
+
+@pytest.fixture
 def casts(derive) -> Callable[[str, str], None]:
     """`casts(impl, device)` checks that `add_norm` casts its sum when the norm is made, gradients and all."""
 

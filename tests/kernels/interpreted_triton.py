@@ -391,6 +391,14 @@ def test_block_parts(part, derive):
     agree(got, derive(lambda *x: fn(*x, impl='reference'), wide), 5e-6, peer)
 
 
+@pytest.mark.parametrize(
+    'M, C, R, dtype', [(1, 8, 3, torch.float16), (700, 40, 16, torch.float16), (70, 8, 3, torch.float32)]
+)
+def test_gradients_of_the_decay(M, C, R, dtype, decay_grads, monkeypatch):
+    monkeypatch.setattr('bigla.triton.decay.PROGRAMS', 5)  # each takes several tiles
+    decay_grads(M, C, R, dtype, 'cpu')
+
+
 def test_a_sum_of_another_type(casts):
     casts('triton', 'cpu')
 

@@ -20,6 +20,7 @@ from bigla.triton import unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.casts import cast, scaled  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
+from bigla.triton.decay import launch_decay_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
 from bigla.triton.launch import KNOWN  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
@@ -240,11 +241,16 @@ def test_around_the_operator(arch, compiled, tmp_path):
         launch_conv_grad(sums, x, x, weight, True)
     with Sums() as sums:
         sums.add((torch.empty(1000, dims, dtype=BF16, device='meta'), 1))  # more rows than one program adds up
+    with Sums() as sums:
+        for C in (96, 384):
+            dx, low = (torch.empty(8000, n, dtype=BF16, device='meta') for n in (C, 592))
+            launch_decay_grad(sums, dx, low[:, :16], torch.empty(C, 16, device='meta'), low[:, 16:32])
     names = ['merge_kernel', 'merge_grad_kernel'] + ['conv_kernel'] * 2 + ['conv_grad_kernel'] + ['sum_kernel'] * 3
+    names += ['decay_grad_kernel'] * 2 + ['sum_kernel']
     assert [name for name, _ in compiled.launched] == names
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024
-        assert code(kernel, tmp_path, 1).stack <= (24 if name == 'conv_grad_kernel' else 0), name
+        assert code(kernel, tmp_path, 1).stack <= {'conv_grad_kernel': 24, 'decay_grad_kernel': 32}.get(name, 0), name
     compiled.launched.clear()
     launch_both(60, dims, nh)
     for name, kernel in compiled.launched:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..composed import MixerTensors
 from .backward import launch_backward
 from .conv import launch_conv, launch_conv_grad
+from .decay import launch_decay_grad
 from .forward import launch_forward
 from .merge import Merge, launch_merge_grad
 from .norm import launch_norm, launch_norm_grad
@@ -66,20 +67,20 @@ def launch_mixer_grad(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of the seven tensors that `launch_mixer` got, in their order; those of the parameters in float32.
 
-    Those of biases and norms are of `sums`.
+    Those of the decay, biases and norms are of `sums`.
     """
     dims = local.shape[-1]
     q, k, v, gate, low = split(projected, dims)
     gates = decays(low, decay_weight, decay_bias, num_heads)
-    dprojected, dlogits = projected.new_empty(projected.shape), torch.empty_like(local)
+    dprojected, dlogits = projected.new_empty(projected.shape), local.new_empty(local.shape)
     dq, dk, dv, dgate, dlow = split(dprojected, dims)
     do, dlocal, *of_merge = launch_merge_grad(sums, dy, o, local, gate, gate_bias, norm, local_norm, dgate, eps, act)
     into = [heads(x, num_heads) for x in (dq, dk, dv, *dlogits.chunk(2, -1))]
     q, k, v = (heads(x, num_heads) for x in (q, k, v))
     launch_backward(do, q, k, v, gates, state, total, hard, q.shape[-1] ** -0.5, C, one, into)
-    dlogits, low = dlogits.flatten(0, 1), low.flatten(0, 1)
-    torch.mm(dlogits, decay_weight.to(low.dtype), out=dlow.flatten(0, 1))
-    return dprojected, dlocal, product(dlogits.t(), low), *sums.add((dlogits, 1)), *of_merge
+    dlogits, low, dlow = (x.flatten(0, 1) for x in (dlogits, low, dlow))
+    of_decay = launch_decay_grad(sums, dlogits, low, decay_weight.contiguous(), dlow)
+    return dprojected, dlocal, *of_decay, *of_merge
 
 
 def launch_token_mixer(

@@ -92,6 +92,12 @@ def test_parts(part, dtype, derive):
         assert mine <= 2 * theirs + roundings * ROUNDING[dtype], (i, mine, theirs)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+@pytest.mark.parametrize('M, C, R', [(1, 36, 3), (32768, 192, 16), (134400, 96, 16), (8401, 384, 16), (3000, 768, 16)])
+def test_gradients_of_the_decay(M, C, R, dtype, decay_grads):
+    decay_grads(M, C, R, dtype, 'cuda')
+
+
 def test_a_sum_of_another_type(casts):
     casts('triton', 'cuda')
 
