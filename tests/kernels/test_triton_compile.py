@@ -392,6 +392,8 @@ def shifted(x: torch.Tensor) -> torch.Tensor:
 
 @needs_gluon
 def test_what_hopper_takes(compiled, monkeypatch):
+    from bigla.triton import hopper
+
     compiled.target(90)
     z, proj, half = half_a_block(192, 512, torch.float32, BF16)
     rest = half.fc2, half.x, half.fc1, proj
@@ -409,6 +411,8 @@ def test_what_hopper_takes(compiled, monkeypatch):
     assert not _on_hopper('swiglu_grad', wide, 520)
     assert not _on_hopper('mlp_grad', wide, 512) and not _on_hopper('block_end', wide, 512)
     assert not _on_hopper('swiglu', torch.empty(8000, 520, dtype=BF16), 512)
+    monkeypatch.setitem(hopper.FEWEST, 'swiglu', 0)
+    assert _on_hopper('swiglu', z[:1, :1], 512) and not _on_hopper('swiglu', z[:0], 512)  # of which there is nothing
     monkeypatch.setattr('bigla.triton.mlp.KNOWN', False)
     assert not _on_hopper('block_end', z, 512, *rest)
 

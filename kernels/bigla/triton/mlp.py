@@ -283,9 +283,9 @@ def _on_hopper(what: str, x: Tensor, H: int, *others: Tensor) -> bool:
     if not KNOWN or INTERPRETED or capability() != 90 or x.dtype == torch.float32:
         return False
     C = x.shape[-1]
-    many = x.numel() >= hopper.FEWEST[what] * C and hopper.WIDEST[what] >= C
-    rows = C % 8 == 0 and H % hopper.DIVISOR[what] == 0
-    return many and rows and all(m.data_ptr() % 16 == 0 for m in (x, *others))
+    many = x.numel() >= max(1, hopper.FEWEST[what]) * C
+    fits = C <= hopper.WIDEST[what] and C % 8 == 0 and H % hopper.DIVISOR[what] == 0
+    return many and fits and all(m.data_ptr() % 16 == 0 for m in (x, *others))
 
 
 def _launch_apart(t: Half, eps: float) -> Tensor:
