@@ -284,7 +284,7 @@ def _on_hopper(what: str, x: Tensor, H: int, *others: Tensor) -> bool:
         return False
     C = x.shape[-1]
     many = x.numel() >= max(1, hopper.FEWEST[what]) * C
-    fits = C <= hopper.WIDEST[what] and C % 8 == 0 and H % hopper.DIVISOR[what] == 0
+    fits = hopper.WIDEST[what] >= C and C % 8 == 0 and H % hopper.DIVISOR[what] == 0
     return many and fits and all(m.data_ptr() % 16 == 0 for m in (x, *others))
 
 
