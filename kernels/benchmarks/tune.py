@@ -27,7 +27,7 @@ from torch import Tensor
 from triton.testing import do_bench_cudagraph
 
 from bigla import residual_mlp
-from bigla.triton import backward, forward, merge, mixer, mlp, norm, primitives, stem
+from bigla.triton import backward, decay, forward, merge, mixer, mlp, norm, primitives, stem
 from bigla.triton.forward import launch_forward
 from bigla.triton.sums import Sums
 
@@ -103,6 +103,12 @@ def prepare_merge_grad(B: int, L: int, nh: int, V: int) -> Callable[[], Tensor]:
     bias, weight = normal(nh * V, dtype=torch.float32), normal(V, dtype=torch.float32)
     inputs = dy, o, local, gate, bias, weight, weight, dgate
     return lambda: summed(merge.launch_merge_grad, *inputs, 1e-6, True)[0]
+
+
+def prepare_decay_grad(M: int, C: int) -> Callable[[], Tensor]:
+    dlogits, rows, weight = normal(M, C), normal(M, 3 * C + RANK), normal(C, RANK, dtype=torch.float32)
+    inputs = dlogits, rows[:, -RANK:], weight, torch.empty_like(rows)[:, -RANK:]
+    return lambda: summed(decay.launch_decay_grad, *inputs)[0]
 
 
 def prepare_stem(B: int, H: int, W: int, C: int, D: int, side: int, stride: int) -> Callable[[], Tensor]:
@@ -188,6 +194,12 @@ TARGETS = {
         grid(GRAD_TILE=(1024, 2048), GRAD_WARPS=(2, 4), WALK=(4, 8, 16), AHEAD=(1, 2, 3)),
         [(8, 4096, 3, 64), (2, 67200, 3, 32)],
         prepare_merge_grad,
+    ),
+    'decay_grad': Target(
+        decay,
+        grid(TOKENS=(32, 64), CHANNELS=(32, 64), WARPS=(2, 4), PROGRAMS=(264, 396, 528)),
+        [(32768, 192), (134400, 96), (8400, 384)],
+        prepare_decay_grad,
     ),
     'stem': Target(
         stem,
