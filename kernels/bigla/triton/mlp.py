@@ -25,7 +25,7 @@ from torch import Tensor
 from .activations import sigmoid
 from .casts import scaled
 from .launch import KNOWN, begin, kernel
-from .norm import launch_norm, launch_norm_grad, load_factor
+from .norm import launch_norm, launch_norm_grad, load_branch, load_factor
 from .primitives import INTERPRETED, block, capability, ceil_div, plain_precision
 from .products import add_product, product
 from .sums import Sums
@@ -145,14 +145,6 @@ def launch_swiglu(
     return u, dh
 
 
-@triton.jit
-def load_sum(x, branch, at, inside, factor, FACTORS: tl.constexpr):
-    z = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
-    if FACTORS:
-        z = z * factor
-    return tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + z
-
-
 @kernel(do_not_specialize=('M', 'L'))
 def residual_mlp_kernel(
     x, branch, norm_weight, norm_bias, fc1, fc2, scale, factors, y, M, L, H, eps,
@@ -175,9 +167,10 @@ def residual_mlp_kernel(
     at_s2 = m[:, None] * C + c2[None, :]
     inside1 = (m < M - first)[:, None] & (c1 < C)[None, :]
     inside2 = (m < M - first)[:, None] & (c2 < C)[None, :]
-    f = load_factor(factors, first + m, M, L) if FACTORS else 1.0
-    s1 = load_sum(x, branch, at_s1, inside1, f, FACTORS)
-    s2 = load_sum(x, branch, at_s2, inside2, f, FACTORS)
+    s1 = tl.load(x + at_s1, mask=inside1, other=0.0).to(tl.float32)
+    s1 += load_branch(branch, factors, at_s1, first + m, inside1, M, L, FACTORS)
+    s2 = tl.load(x + at_s2, mask=inside2, other=0.0).to(tl.float32)
+    s2 += load_branch(branch, factors, at_s2, first + m, inside2, M, L, FACTORS)
     # The sums are what the second product adds to. Zeros would be written to registers of products under way, as ptxas
     # sees it, and it would let no two of Hopper's products run at a time.
     acc1 = s1
