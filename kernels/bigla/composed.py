@@ -71,7 +71,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
 
 def add_norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
-    sum_dtype: torch.dtype,
+    sum_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`api.add_norm` by PyTorch's norms."""
     total = x if branch is None else x + branch
@@ -81,7 +81,7 @@ def add_norm(
             y = F.rms_norm(total.to(wide), weight.shape, weight.to(wide), eps)
         else:
             y = F.layer_norm(total.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
-    return total.to(sum_dtype), y.to(dtype)
+    return total.to(sum_dtype or total.dtype), y.to(dtype)
 
 
 def conv_norm(
@@ -108,7 +108,7 @@ def norm_depthwise_conv(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, weight: Tensor, act: bool, eps: float, inner: torch.dtype
 ) -> Tensor:
     """`api.norm_depthwise_conv` by the norm and the convolution above."""
-    return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, inner, x.dtype)[1], weight, act)
+    return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, inner)[1], weight, act)
 
 
 def token_mixer(
@@ -130,8 +130,7 @@ def residual_mlp(
     """`api.residual_mlp` by the norm and the MLP above."""
     if branch_scale is not None:
         branch = (branch * by_sample(branch_scale, branch)).to(branch.dtype)
-    wide = torch.promote_types(x.dtype, branch.dtype)
-    total, y = add_norm(x, branch, norm_weight, norm_bias, eps, inner, wide)
+    total, y = add_norm(x, branch, norm_weight, norm_bias, eps, inner)
     z = gated_mlp(y, fc1, fc2)
     if scale is not None:
         z = z * by_sample(scale, z)

@@ -52,7 +52,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
 
 def add_norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
-    sum_dtype: torch.dtype,
+    sum_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`api.add_norm` by its equations, in float32 or wider."""
     total = x if branch is None else x + branch
@@ -60,7 +60,7 @@ def add_norm(
     if bias is not None:
         u = u - u.mean(-1, keepdim=True)
     y = u / (u.square().mean(-1, keepdim=True) + eps).sqrt() * weight
-    return total.to(sum_dtype), (y if bias is None else y + bias).to(dtype)
+    return total.to(sum_dtype or total.dtype), (y if bias is None else y + bias).to(dtype)
 
 
 def conv_norm(
@@ -78,7 +78,7 @@ def conv_norm(
             for i in range(side)
             for j in range(side)
         )
-        z = add_norm(p, None, norm_weight, norm_bias, eps, wide, wide)[1]
+        z = add_norm(p, None, norm_weight, norm_bias, eps, wide)[1]
         return {'': lambda z: z, 'silu': F.silu, 'gelu': F.gelu}[act](z).to(dtype)
 
 
@@ -95,7 +95,7 @@ def norm_depthwise_conv(
 ) -> Tensor:
     """`api.norm_depthwise_conv` by its equations, in float32 or wider, `inner` too."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, wide, wide)[1], weight, act).to(inner)
+    return depthwise_conv(add_norm(x, None, norm_weight, norm_bias, eps, wide)[1], weight, act).to(inner)
 
 
 def token_mixer(t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype) -> Tensor:
@@ -117,7 +117,7 @@ def residual_mlp(
     z = branch.to(wide)
     if branch_scale is not None:
         z = z * by_sample(branch_scale, z)
-    total, y = add_norm(x.to(wide), z, norm_weight, norm_bias, eps, wide, wide)
+    total, y = add_norm(x.to(wide), z, norm_weight, norm_bias, eps, wide)
     z = gated_mlp(y, fc1, fc2)
     if scale is not None:
         z = z * by_sample(scale, z)

@@ -121,6 +121,9 @@ def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     return resized.to(dtype)
 
 
+_MATRICES: dict[tuple[int, int, torch.device], Tensor] = {}  # those of `_bicubic`
+
+
 def _bicubic(n: int, size: int, device: torch.device) -> Tensor:
     """The matrix (size, n) that resizes a dimension n long.
 
@@ -139,9 +142,6 @@ def _bicubic(n: int, size: int, device: torch.device) -> Tensor:
     if type(matrix) is Tensor and not capturing:  # nor is it a stand-in for one, such as those that trace
         _MATRICES[key] = matrix
     return matrix
-
-
-_MATRICES: dict[tuple[int, int, torch.device], Tensor] = {}
 
 
 def _make_bicubic(n: int, size: int, device: torch.device) -> Tensor:

@@ -249,14 +249,14 @@ def gradients(fn, args):
     return [y.detach(), *torch.autograd.grad(y, args, dy)]
 
 
-def agree(got, want, tolerance, peer=None):
-    """Within a part of the norm, or for deep functions, as on a GPU, twice the error of `peer` and 19 roundings.
+def agree(got, want, tolerance, peer=None, roundings=0):
+    """Within a part of the norm, or twice the error of `peer`, the same by PyTorch's operators: deep functions.
 
-    `peer` is the same by PyTorch's operators; its error differs between CPUs, whose sums have other orders.
+    `roundings` of float32 are allowed besides.
     """
     for a, b, c in zip(got, want, peer or want, strict=True):
         size = b.double().norm()
-        allowed = max(tolerance * size, 2 * (c.double() - b.double()).norm() + 19 * 2.0**-24 * size)
+        allowed = max(tolerance * size, 2 * (c.double() - b.double()).norm() + roundings * 2.0**-24 * size)
         assert a.isfinite().all() and (a.double() - b.double()).norm() <= allowed
 
 
@@ -392,7 +392,9 @@ def test_block_parts(part, derive):
     fn, tensors = part
     wide = [x if x is None else x.double() for x in tensors]
     got, peer = (derive(lambda *x, impl=impl: fn(*x, impl=impl), tensors) for impl in ('triton', 'chunked'))
-    agree(got, derive(lambda *x: fn(*x, impl='reference'), wide), 5e-6, peer)
+    # As on a GPU: the peer's error differs between CPUs, whose sums have other orders.
+    roundings = 19 * (fn.name in ('token_mixer', 'block'))
+    agree(got, derive(lambda *x: fn(*x, impl='reference'), wide), 5e-6, peer, roundings)
 
 
 @pytest.mark.parametrize(

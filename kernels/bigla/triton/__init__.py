@@ -514,8 +514,15 @@ def _fake_norm(x, weight, bias, eps, dtype):
 def _run_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return _norm_backward(None, dy, x, weight, bias, eps)
+
+
+def _norm_backward(dtotal, dy, x, weight, bias, eps):
+    """Gradients of x, that of x itself added, weight and bias."""
     with torch.cuda.device_of(x), Sums() as sums:
-        dx, _, *grads = launch_norm_grad(sums, None, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None)
+        dx, _, *grads = launch_norm_grad(
+            sums, dtotal, dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None
+        )
     return dx, *_as_dense(grads, [weight, bias])
 
 
@@ -538,15 +545,11 @@ def _run_cast_norm_backward(
     dtotal: Tensor, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype,
     sum_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    with torch.cuda.device_of(x), Sums() as sums:
-        dx, _, *grads = launch_norm_grad(
-            sums, dtotal.contiguous(), dy.contiguous(), x.contiguous(), weight, bias, eps, x.dtype, None
-        )
-    return dx, *_as_dense(grads, [weight, bias])
+    return _norm_backward(dtotal.contiguous(), dy, x, weight, bias, eps)
 
 
-def _fake_cast_norm_backward(dtotal, dy, x, weight, bias, *_):
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, weight, weight if bias is None else bias))
+def _fake_cast_norm_backward(dtotal, dy, x, weight, bias, eps, dtype, sum_dtype):
+    return _fake_norm_backward(dy, x, weight, bias, eps, dtype)
 
 
 def _run_add_norm(

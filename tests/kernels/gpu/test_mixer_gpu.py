@@ -28,6 +28,22 @@ on_hopper = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def by_both(monkeypatch):
+    """`by_both(launcher, what, run)` gives what `run` does by Hopper's launcher, and by the other kernels."""
+
+    def both(launcher, what, run):
+        with monkeypatch.context() as patch:
+            patch.setattr(hopper, launcher, None)
+            with pytest.raises(TypeError):  # it is what runs below
+                run()
+            patch.setitem(hopper.FEWEST, what, 10**9)
+            peer = run()
+        return run(), peer
+
+    return both
+
+
 DTYPES = pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16'])
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 
@@ -229,16 +245,10 @@ def end_of_a_block(B, L, C, H, dtype, stream, bias, scale, branch_scale):
         (2, 67200, 96, 256, torch.float32, False, False, False),
     ],
 )
-def test_end_of_a_block(B, L, C, H, stream, bias, scale, branch_scale, dtype, monkeypatch):
+def test_end_of_a_block(B, L, C, H, stream, bias, scale, branch_scale, dtype, by_both):
     """Hopper's kernel against float64 and against the kernels of its parts; twenty times the same bits."""
     z, proj, t = end_of_a_block(B, L, C, H, dtype, stream or dtype, bias, scale, branch_scale)
-    with monkeypatch.context() as patch:
-        patch.setattr('bigla.triton.hopper.launch_block_end', None)
-        with pytest.raises(TypeError):  # it is what runs below
-            launch_projected_mlp(z, proj, t, 1e-5)
-        patch.setitem(hopper.FEWEST, 'block_end', 10**9)
-        peer = launch_projected_mlp(z, proj, t, 1e-5)
-    got = launch_projected_mlp(z, proj, t, 1e-5)
+    got, peer = by_both('launch_block_end', 'block_end', lambda: launch_projected_mlp(z, proj, t, 1e-5))
     x, _, *vectors, fc1, fc2, scale, branch_scale = (None if v is None else v.double() for v in t)
     branch = z.double() @ proj.double().t()
     want = residual_mlp(x, branch, *vectors, fc1, fc2, scale, branch_scale, eps=1e-5, impl='reference')
@@ -266,18 +276,12 @@ def test_a_thousand_ends_of_a_block(bias):
 @pytest.mark.parametrize(
     'M, C, H', [(1, 8, 8), (66, 40, 104), (4096, 192, 512), (8400, 384, 1024), (35000, 384, 1024), (2700, 512, 1376)]
 )
-def test_swiglu(M, C, H, dtype, scaled, monkeypatch):
+def test_swiglu(M, C, H, dtype, scaled, by_both):
     """Hopper's kernel against float64 and against the other one; twenty times the same bits."""
     torch.manual_seed(0)
     x, fc1 = torch.randn(M, C, device='cuda').to(dtype), torch.randn(2 * H, C, device='cuda').div(C**0.5).to(dtype)
     scale = torch.rand(2 - M % 2, device='cuda') if scaled else None
-    with monkeypatch.context() as patch:
-        patch.setattr('bigla.triton.hopper.launch_resident_swiglu', None)
-        with pytest.raises(TypeError):  # it is what runs below
-            launch_swiglu(x, fc1, scale=scale)
-        patch.setitem(hopper.FEWEST, 'swiglu', 10**9)
-        peer = launch_swiglu(x, fc1, scale=scale)[0]
-    got = launch_swiglu(x, fc1, scale=scale)[0]
+    got, peer = by_both('launch_resident_swiglu', 'swiglu', lambda: launch_swiglu(x, fc1, scale=scale)[0])
     a, b = (x.double() @ fc1.double().t()).chunk(2, -1)
     want = torch.nn.functional.silu(a) * b
     if scaled:
@@ -290,18 +294,12 @@ def test_swiglu(M, C, H, dtype, scaled, monkeypatch):
 @on_hopper
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
 @pytest.mark.parametrize('M, C, H', [(1, 192, 512), (63, 8, 32), (129, 40, 96), (45005, 192, 512), (134400, 96, 256)])
-def test_gradient_of_the_mlp(M, C, H, dtype, monkeypatch):
+def test_gradient_of_the_mlp(M, C, H, dtype, by_both):
     """Hopper's kernel and the weights' gradients against float64 and against the other kernels; the same bits."""
     torch.manual_seed(0)
     dy, x, fc1, fc2 = (torch.randn(s, device='cuda') for s in ((M, C), (M, C), (2 * H, C), (C, H)))
     tensors = [t.to(dtype) for t in (dy, x, fc1 / C**0.5, fc2 / H**0.5)]
-    with monkeypatch.context() as patch:
-        patch.setattr('bigla.triton.hopper.launch_mlp_grad', None)
-        with pytest.raises(TypeError):  # it is what runs below
-            launch_mlp_grad(*tensors)
-        patch.setitem(hopper.FEWEST, 'mlp_grad', 10**9)
-        peer = launch_mlp_grad(*tensors)
-    got = launch_mlp_grad(*tensors)
+    got, peer = by_both('launch_mlp_grad', 'mlp_grad', lambda: launch_mlp_grad(*tensors))
     dy, *leaves = (t.double().requires_grad_() for t in tensors)
     want = torch.autograd.grad(gated_mlp(*leaves, impl='reference'), leaves, dy)
     for a, b, c in zip(got, peer, want, strict=True):
@@ -314,19 +312,13 @@ def test_gradient_of_the_mlp(M, C, H, dtype, monkeypatch):
 @on_hopper
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
 @pytest.mark.parametrize('M, C, H', [(1, 8, 32), (66, 40, 96), (4097, 192, 512), (8400, 384, 1024), (2700, 512, 1376)])
-def test_gradient_of_swiglu(M, C, H, dtype, monkeypatch):
+def test_gradient_of_swiglu(M, C, H, dtype, by_both):
     """Hopper's kernel, from a rounded du, against float64 and against the other one; twenty times the same bits."""
     torch.manual_seed(0)
     shapes = (M, C), (2 * H, C), (M, C), (C, H)
     x, fc1, dy, fc2 = (torch.randn(s, device='cuda').div(s[1] ** 0.5 if i % 2 else 1) for i, s in enumerate(shapes))
     tensors = [t.to(dtype) for t in (x, fc1, dy, fc2)]
-    with monkeypatch.context() as patch:
-        patch.setattr('bigla.triton.hopper.launch_resident_swiglu', None)
-        with pytest.raises(TypeError):  # it is what runs below
-            launch_swiglu(*tensors)
-        patch.setitem(hopper.FEWEST, 'swiglu_grad', 10**9)
-        peer = launch_swiglu(*tensors)
-    got = launch_swiglu(*tensors)
+    got, peer = by_both('launch_resident_swiglu', 'swiglu_grad', lambda: launch_swiglu(*tensors))
     x, fc1, dy, fc2 = (t.double() for t in tensors)
     h = (x @ fc1.t()).requires_grad_()
     a, b = h.chunk(2, -1)
