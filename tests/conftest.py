@@ -47,6 +47,14 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_memory_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Several processes test on one GPU: what one has allocated and freed is the others' again."""
+    yield
+    if request.node.get_closest_marker('gpu'):
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(autouse=True)
 def _no_globals_left() -> Iterator[None]:
     """MMEngine keeps the default scope, loggers and visualizers of every run under its name for good."""
     yield

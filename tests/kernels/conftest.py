@@ -27,6 +27,21 @@ GATES = {
 }
 
 
+@pytest.fixture(params=['few chunks', 'many chunks'])
+def regime(request, monkeypatch) -> str:
+    """Hard chunks are done by the output kernel, or by one of their own."""
+    monkeypatch.setattr('bigla.triton.forward.FEW', 10**9 if request.param == 'few chunks' else 0)
+    return request.param
+
+
+@pytest.fixture
+def long_chunks(monkeypatch) -> None:
+    """Of 64 tokens, without gradients, however few tokens there are, of any dtype and with any Triton."""
+    from bigla.triton import forward, primitives
+
+    monkeypatch.setattr(forward, 'longer_chunk', lambda C, L, K, *_: primitives.LONG[primitives.block(K)].C)
+
+
 @pytest.fixture(params=GATES)
 def gates(request) -> str:
     return request.param

@@ -105,12 +105,24 @@ def fast_float32(monkeypatch):
 @pytest.mark.parametrize(
     'B, L, nh, K, V', [(2, 1, 3, 16, 16), (2, 33, 1, 7, 5), (1, 40, 1, 32, 64), (1, 20, 1, 20, 130)]
 )
-def test_fast_kernels(B, L, nh, K, V, fast_float32, make_inputs, check):
+def test_fast_kernels(B, L, nh, K, V, fast_float32, regime, make_inputs, check):
     check(make_inputs(B, L, nh, K, V, dtype=torch.float32), 5)
 
 
+@pytest.mark.parametrize('L', [40, 150])
+def test_long_chunks(L, fast_float32, regime, long_chunks, make_inputs):
+    """One and three, the first sample's hard: without gradients, and without what these would need."""
+    inputs = [x.detach() for x in make_inputs(2, L, 2, 16, 32, dtype=torch.float32)]
+    for g in inputs[3:]:
+        g[0] -= 4
+    _, *kept = torch.ops.bigla.bigla(*inputs, 0.25, False, 16, L <= 16, False)
+    assert not any(x.numel() for x in kept)
+    want = bigla(*(x.double() for x in inputs), impl='chunked')
+    assert (ours(*inputs) - want).norm() < 1e-6 * want.norm()
+
+
 @pytest.mark.parametrize('L', [16, 48])
-def test_fast_kernels_leave_hard_chunks(L, fast_float32, make_inputs, check):
+def test_fast_kernels_leave_hard_chunks(L, fast_float32, regime, make_inputs, check):
     inputs = make_inputs(2, L, 2, 16, 8, gates='model', dtype=torch.float32)
     for g in inputs[3:]:
         g.data[0] -= 8
@@ -182,9 +194,10 @@ def test_empty(shape, make_inputs, run):
 @pytest.mark.parametrize('one', [False, True])
 def test_opcheck(one, make_inputs):
     q, k, v, g_fwd, g_bwd = make_inputs(1, 15, 1, 8, 8, dtype=torch.float32)
-    args = 0.25, False, 16, one
+    args = 0.25, False, 16, one, True
     torch.library.opcheck(torch.ops.bigla.bigla, (q, k, v, g_fwd, g_bwd, *args))
     tensors = [x.detach() for x in (q, k, v, g_fwd, g_bwd)]
+    torch.library.opcheck(torch.ops.bigla.bigla, (*tensors, *args[:-1], False))
     do, *saved = torch.ops.bigla.bigla(*tensors, *args)
     torch.library.opcheck(torch.ops.bigla.bigla_backward, (do, *tensors, *saved, *args))
 
@@ -287,7 +300,7 @@ def test_mixer(L, dims, num_heads, rank, act, make_mixer):
 
 
 @pytest.mark.parametrize('L', [7, 40])
-def test_fast_kernels_of_the_mixer(L, fast_float32, make_mixer):
+def test_fast_kernels_of_the_mixer(L, fast_float32, regime, make_mixer):
     """And the exact ones, for the first sample: its decays are strong."""
     args = make_mixer(2, L, 32, 2, dtype=torch.float32)
     low = args[0].data[0, :, 96:]

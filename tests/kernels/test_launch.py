@@ -1,5 +1,7 @@
 """Launches around Triton's own: which of them are the same compiled kernel, and what it is called with."""
 
+import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +57,27 @@ D, HALF, ELSEWHERE = (descriptor(x) for x in (X, X.half(), X[16:]))
 
 def arguments(x=X, pair=(X, X), s=(160, 32, 3), n=7, f=0.5, d=D):
     return x, pair, s, n, f, d
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_without_wgmma(fails, driver, monkeypatch):
+    """Triton is told while it compiles, and what the environment said before is there afterwards."""
+    monkeypatch.setenv('DISABLE_MMA_V3', '0')
+    monkeypatch.delenv('DISABLE_MMA_V5', raising=False)
+    seen = []
+
+    class Told(Jitted):
+        def run(self, *args, **options):
+            seen.append([os.environ.get(name) for name in ('DISABLE_MMA_V3', 'DISABLE_MMA_V5')])
+            if fails:
+                raise RuntimeError('no')
+            return super().run(*args, **options)
+
+    for wgmma in (False, True):
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            launch.Kernel(Told(), wgmma)[1,](*arguments(), BLOCK=32)
+        assert os.environ['DISABLE_MMA_V3'] == '0' and 'DISABLE_MMA_V5' not in os.environ
+    assert seen == [['1', '1'], ['0', None]]
 
 
 def test_the_second_launch_is_direct(driver):

@@ -73,7 +73,8 @@ def bigla(
     L = q.shape[1]
     C = chunk_size(L, q.shape[-1], q.dtype)
     one = isinstance(L, int) and L <= C  # a symbolic length is not asked: the answer would specialise the graph
-    return _bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one)
+    tensors = q, k, v, g_fwd, g_bwd
+    return _bigla(*tensors, scale, gate_logits, C, one, _wants_grad(tensors))
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor) -> str | None:
@@ -112,7 +113,7 @@ def bigla_mixer(
     """
     L = projected.shape[1]
     tensors = projected, local, decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    keep = _wants_grad(tensors)
     C = chunk_size(L, local.shape[-1] // (2 * num_heads), projected.dtype)
     one = isinstance(L, int) and L <= C
     return _mixer(*tensors, num_heads, eps, act, C, one, keep)
@@ -186,8 +187,11 @@ def _chunks(
     """Tokens a chunk, whether there is but one, and whether something is to be kept for the gradients of `tensors`."""
     L = t.x.shape[1] * t.x.shape[2]
     C = chunk_size(L, t.x.shape[-1] // (2 * num_heads), inner)
-    one = isinstance(L, int) and L <= C
-    return C, one, torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
+    return C, isinstance(L, int) and L <= C, _wants_grad(tensors)
+
+
+def _wants_grad(tensors: Iterable[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
 
 
 def _differentiable(
@@ -327,28 +331,31 @@ def _as_dense(grads: Iterable[Tensor], tensors: Iterable[Tensor | None]) -> tupl
 
 
 def _run_bigla(
-    q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int, one: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: float, gate_logits: bool, C: int, one: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with torch.cuda.device_of(q):
-        return launch_forward(q, k, v, Gates(g_fwd, g_bwd, gate_logits), scale, C, one)
+        return launch_forward(q, k, v, Gates(g_fwd, g_bwd, gate_logits), scale, C, one, keep)
 
 
-def _fake_bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one):
+def _fake_bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one, keep):
     B, L, nh, _ = q.shape
     NT = (L + C - 1) // C
-    return v.new_empty(B, L, nh, v.shape[-1]), *buffers(q, v, NT, one)
+    return v.new_empty(B, L, nh, v.shape[-1]), *buffers(q, v, NT, one, keep)
 
 
 def _run_bigla_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor,
-    state: Tensor, total: Tensor, hard: Tensor, scale: float, gate_logits: bool, C: int, one: bool,
+    state: Tensor, total: Tensor, hard: Tensor, scale: float, gate_logits: bool, C: int, one: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if not keep:
+        raise RuntimeError(NOT_KEPT.format('bigla'))
     with torch.cuda.device_of(q):
         saved = (x.contiguous() for x in (state, total, hard))
         return tuple(launch_backward(do, q, k, v, Gates(g_fwd, g_bwd, gate_logits), *saved, scale, C, one))
 
 
-def _fake_bigla_backward(do, q, k, v, g_fwd, g_bwd, state, total, hard, scale, gate_logits, C, one):
+def _fake_bigla_backward(do, q, k, v, g_fwd, g_bwd, *_):
     return tuple(x.new_empty(x.shape) for x in (q, k, v, g_fwd, g_bwd))
 
 
@@ -368,7 +375,7 @@ def _fake_mixer(projected, local, dw, db, gb, nw, lw, num_heads, eps, act, C, on
     K, V = dims // (2 * num_heads), dims // num_heads
     q, v = projected.new_empty(B, L, num_heads, K), projected.new_empty(B, L, num_heads, V)
     o = v if keep else v.new_empty(0, 0, 0, 0)
-    return local.new_empty(B, L, dims), o, *buffers(q, v, (L + C - 1) // C, one)
+    return local.new_empty(B, L, dims), o, *buffers(q, v, (L + C - 1) // C, one, keep)
 
 
 def _run_mixer_backward(

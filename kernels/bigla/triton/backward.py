@@ -106,7 +106,7 @@ def direction_grads(
     return tl.exp2(X) * x, tl.exp2(-X) * y, gate_grad(dg, g, LOGITS)
 
 
-@kernel(do_not_specialize=('L', 'NT', 'N'))
+@kernel(do_not_specialize=('L', 'NT', 'N'), wgmma=False)
 def grad_kernel(
     q, k, v, gates, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
@@ -170,7 +170,7 @@ def grad_kernel(
         store_rows(row(dk, dk_s, b, left, h), dk_s[1], dkf + dkb, r, soft, K, BK)
 
 
-@kernel(do_not_specialize=('L', 'NT', 'N'))
+@kernel(do_not_specialize=('L', 'NT', 'N'), wgmma=False)
 def exact_grad_kernel(
     q, k, v, gates, do, state, dstate, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
@@ -309,15 +309,14 @@ def launch_backward(
         )
         scan(dstate, total, B, NT, H, K, V, cfg, True)
     strides = q_s, k_s, v_s, g_s, do_s, dk_s, dv_s, dg_s
-    launch = dict(ONE=one, num_warps=cfg.grad_warps)
     if limit is not None:
         walk = min(cfg.grad_walk, NT)
         grad_kernel[B * ceil_div(NT, walk) * H,](
             q, k, v, g, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides,
-            scale / 2, L, NT, H, N, WALK=walk, **launch, **tile,
+            scale / 2, L, NT, H, N, ONE=one, WALK=walk, num_warps=cfg.grad_warps, **tile,
         )  # fmt: skip
-    exact_grad_kernel[min(N, SEARCHERS),](
+    exact_grad_kernel[min(N, SEARCHERS // cfg.exact_warps),](
         q, k, v, g, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides,
-        scale / 2, L, NT, H, N, ALL=limit is None, **launch, **tile,
+        scale / 2, L, NT, H, N, ONE=one, ALL=limit is None, num_warps=cfg.exact_warps, **tile,
     )  # fmt: skip
     return into

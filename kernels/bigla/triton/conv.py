@@ -92,9 +92,9 @@ def conv_kernel(
         p = sums[o]
         if ACT:
             if GRAD:
-                p = activate_grad(load_tokens(dy, dy_s, b, h + o, w, c, H, W, C), p, 'silu')
+                p = activate_grad(load_tokens(dy, dy_s, b, h + o, w, c, H, W, C), p, 'silu', out.dtype.element_ty)
             else:
-                p = activate(p, 'silu')
+                p = activate(p, 'silu', out.dtype.element_ty)
         store_tokens(out, out_s, p, b, h + o, w, c, H, W, C)
 
 

@@ -10,8 +10,9 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
 1. `state_kernel`: the sums of S' and R' of every chunk, and its totals.
 2. `scan_kernel`: S and R of every chunk, in place of the sums; segment by segment where there are many chunks.
 3. `out_kernel`: the outputs, both directions by one score matrix. It splits 2^(F_i-F_j) at half the total, so that
-   neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard and left alone.
+   neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard.
 4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.
+   Where there are few chunks, 3 does it.
 
 A sequence of one chunk has no states: 1 and 2 are left out.
 """
@@ -24,6 +25,8 @@ from torch import Tensor
 from .launch import begin, kernel
 from .merge import Merge, finish, launch_merge
 from .primitives import (
+    FEW,
+    MANY,
     SEARCHERS,
     SPAN,
     Config,
@@ -41,6 +44,7 @@ from .primitives import (
     load_state,
     load_total,
     locate,
+    longer_chunk,
     operand,
     precision,
     row,
@@ -53,7 +57,7 @@ from .primitives import (
 )
 
 
-@kernel(do_not_specialize=('L', 'NT'))
+@kernel(do_not_specialize=('L', 'NT'), wgmma=False)
 def state_kernel(
     x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -161,16 +165,54 @@ def scan_kernel(
         tl.store(part_total + (at + s) * K + kk, y, mask=kk < K)
 
 
-@kernel(do_not_specialize=('L', 'NT', 'N'))
+@triton.jit
+def load_chunk(
+    q, k, gates, q_s, k_s, gates_s, scale, b, left, h, H, r, m,
+    K: tl.constexpr, BK: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """s q, k and the log2 decays of both directions.  each (C, BK)"""
+    q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
+    k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
+    f = tile_decay(load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
+    e = tile_decay(load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
+    return q_, k_, f, e
+
+
+@triton.jit
+def by_tree(q_, k_, f, e, r, C: tl.constexpr, PREC: tl.constexpr):
+    """The scores of a chunk, and its queries as they meet either state, however strong the decay."""
+    a, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, False)
+    return operand(a, PREC), operand(q_ * tl.exp2(pf), PREC), operand(q_ * tl.exp2(sb), PREC)
+
+
+@triton.jit
+def leave_outputs(
+    a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ONE: tl.constexpr, PREC: tl.constexpr,
+    KEEP: tl.constexpr, MERGE: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """Stores what scores `a` make of values, and queries of states: o if KEEP, and what becomes of it if MERGE."""
+    for v0 in range(0, V, BV):
+        out = dot(a, operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC), PREC)
+        if not ONE:
+            out = dot(qf, operand(load_state(state, i, 0, K, V, BK, BV, v0), PREC), PREC, out)
+            out = dot(qb, operand(load_state(state, i, 1, K, V, BK, BV, v0), PREC), PREC, out)
+        if KEEP:
+            store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
+        if MERGE:
+            finish(out, merge, merge_s, eps, b, left, h, r, m, V, BV, ACT)
+
+
+@kernel(do_not_specialize=('L', 'NT', 'N'), wgmma=False)
 def out_kernel(
     q, k, v, gates, state, total, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, NT, H, N, eps,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ONE: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
-    KEEP: tl.constexpr, MERGE: tl.constexpr, ACT: tl.constexpr,
+    TREE: tl.constexpr, KEEP: tl.constexpr, MERGE: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of one chunk, or hard[i] = 1 for one whose decay passes the limit. ONE: the chunk is the sequence.
+    """Outputs of one chunk. ONE: the chunk is the sequence.
 
-    KEEP: o is stored. MERGE: so is what the mixer makes of it.
+    One whose decay passes the limit is marked by hard[i] = 1, and done here with TREE only.
     """
     begin(True)
     i = N - 1 - tl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
@@ -178,46 +220,47 @@ def out_kernel(
     left = c * C
     r = tl.arange(0, C)
     m = left + r < L
-    q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
-    k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-    f = tile_decay(load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
-    e = tile_decay(load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
+    q_, k_, f, e = load_chunk(
+        q, k, gates, q_s, k_s, gates_s, scale, b, left, h, H, r, m, K, BK, LOGITS, RANK, BR, PREC
+    )  # fmt: skip
     if ONE:
         tf = tl.sum(f, 0)
         tb = tl.sum(e, 0)
     else:
         tf = load_total(total, i, 0, K, BK)
         tb = load_total(total, i, 1, K, BK)
-    F = tl.cumsum(f, 0)
-    E = tl.cumsum(e, 0) - e
+    # From half the total on: no exponent passes 80.
+    F = tl.cumsum(f, 0) - tf[None, :] / 2
+    E = tb[None, :] / 2 + e - tl.cumsum(e, 0)
     decayed = tl.min(tl.minimum(tf, tb), 0) < limit
     tl.store(hard + i, decayed.to(tl.int32))
     if i == N - 1:
         tl.store(hard + N, 0)
     if not decayed:
-        qf = operand(q_ * tl.exp2(F - tf[None, :] / 2), PREC)
-        kf = operand(k_ * tl.exp2(tf[None, :] / 2 - F), PREC)
-        qb = operand(q_ * tl.exp2(tb[None, :] / 2 - E), PREC)
-        kb = operand(k_ * tl.exp2(E - tb[None, :] / 2), PREC)
+        qf, qb = q_ * tl.exp2(F), q_ * tl.exp2(E)
+        kf, kb = operand(k_ * tl.exp2(-F), PREC), operand(k_ * tl.exp2(-E), PREC)
         # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both.
-        a = tl.where(r[:, None] >= r[None, :], dot(qf, tl.trans(kf), PREC), 0.0)
-        a += tl.where(r[:, None] <= r[None, :], dot(qb, tl.trans(kb), PREC), 0.0)
+        a = tl.where(r[:, None] >= r[None, :], dot(operand(qf, PREC), tl.trans(kf), PREC), 0.0)
+        a += tl.where(r[:, None] <= r[None, :], dot(operand(qb, PREC), tl.trans(kb), PREC), 0.0)
         a = operand(a, PREC)
         # Queries as they meet the states, which stay as they are: these are wider.
-        sf = operand(q_ * tl.exp2(F), PREC)
-        sb = operand(q_ * tl.exp2(tb[None, :] - E), PREC)
-        for v0 in range(0, V, BV):
-            out = dot(a, operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC), PREC)
-            if not ONE:
-                out = dot(sf, operand(load_state(state, i, 0, K, V, BK, BV, v0), PREC), PREC, out)
-                out = dot(sb, operand(load_state(state, i, 1, K, V, BK, BV, v0), PREC), PREC, out)
-            if KEEP:
-                store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
-            if MERGE:
-                finish(out, merge, merge_s, eps, b, left, h, r, m, V, BV, ACT)
+        qf, qb = operand(qf * tl.exp2(tf / 2)[None, :], PREC), operand(qb * tl.exp2(tb / 2)[None, :], PREC)
+        leave_outputs(
+            a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
+            K, V, BK, BV, ONE, PREC, KEEP, MERGE, ACT,
+        )  # fmt: skip
+    elif TREE:
+        q_, k_, f, e = load_chunk(  # again, so that nothing is kept for this
+            q, k, gates, q_s, k_s, gates_s, scale, b, left, h, H, r, m, K, BK, LOGITS, RANK, BR, PREC
+        )  # fmt: skip
+        a, qf, qb = by_tree(q_, k_, f, e, r, C, PREC)
+        leave_outputs(
+            a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
+            K, V, BK, BV, ONE, PREC, KEEP, MERGE, ACT,
+        )  # fmt: skip
 
 
-@kernel(do_not_specialize=('L', 'NT', 'N'))
+@kernel(do_not_specialize=('L', 'NT', 'N'), wgmma=False)
 def exact_out_kernel(
     q, k, v, gates, state, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, L, NT, H, N, eps,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -237,30 +280,21 @@ def exact_out_kernel(
                     b, c, h = locate(i, NT, H)
                     left = c * C
                     m = left + r < L
-                    q_ = load_rows(row(q, q_s, b, left, h), q_s[1], r, m, K, BK).to(tl.float32) * scale
-                    k_ = load_rows(row(k, k_s, b, left, h), k_s[1], r, m, K, BK).to(tl.float32)
-                    f = tile_decay(load_gates(gates, gates_s, b, left, h, 0, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
-                    e = tile_decay(load_gates(gates, gates_s, b, left, h, 1, H, r, m, K, BK, RANK, BR, PREC), m, LOGITS)
-                    a, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, False)
-                    a = operand(a, PREC)
-                    qf = operand(q_ * tl.exp2(pf), PREC)
-                    qb = operand(q_ * tl.exp2(sb), PREC)
-                    for v0 in range(0, V, BV):
-                        v_ = operand(load_rows(row(v, v_s, b, left, h), v_s[1], r, m, V, BV, v0), PREC)
-                        out = dot(a, v_, PREC)
-                        if not ONE:
-                            S = load_state(state, i, 0, K, V, BK, BV, v0)
-                            R = load_state(state, i, 1, K, V, BK, BV, v0)
-                            out += dot(qf, operand(S, PREC), PREC) + dot(qb, operand(R, PREC), PREC)
-                        if KEEP:
-                            store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
-                        if MERGE:
-                            finish(out, merge, merge_s, eps, b, left, h, r, m, V, BV, ACT)
+                    q_, k_, f, e = load_chunk(
+                        q, k, gates, q_s, k_s, gates_s, scale, b, left, h, H, r, m, K, BK, LOGITS, RANK, BR, PREC
+                    )  # fmt: skip
+                    a, qf, qb = by_tree(q_, k_, f, e, r, C, PREC)
+                    leave_outputs(
+                        a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
+                        K, V, BK, BV, ONE, PREC, KEEP, MERGE, ACT,
+                    )  # fmt: skip
         i0 += SPAN * G
 
 
-def buffers(q: Tensor, v: Tensor, NT: int, one: bool) -> tuple[Tensor, Tensor, Tensor]:
+def buffers(q: Tensor, v: Tensor, NT: int, one: bool, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernels leave for each other and for the backward, empty; flat, each indexed by chunk i first.
+
+    Without `keep` there is nothing of it, as is returned where there is to be no backward.
 
     The states (B NT nh, 2, K, V) of both directions, in bfloat16 where the tensors are and float32 otherwise, and the
     log2 totals (B NT nh, 2, K) in float32, or nothing of these where there is `one` chunk. Whether a chunk is hard
@@ -268,18 +302,19 @@ def buffers(q: Tensor, v: Tensor, NT: int, one: bool) -> tuple[Tensor, Tensor, T
     torch.export specialise L.
     """
     B, _, H, K = q.shape
-    N = B * NT * H
+    N = B * NT * H if keep else 0
     dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
     return (
         q.new_empty(0 if one else N * 2 * K * v.shape[-1], dtype=dtype),
         q.new_empty(0 if one else N * 2 * K, dtype=torch.float32),
-        q.new_empty(0 if precision(q.dtype)[1] is None else N + 1, dtype=torch.int32),
+        q.new_empty(0 if precision(q.dtype)[1] is None or not keep else N + 1, dtype=torch.int32),
     )
 
 
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, gates: Gates, scale: float, C: int, one: bool, merge: Merge | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, scale: float, C: int, one: bool, keep: bool = True,
+    merge: Merge | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Launch the forward.
 
     Args:
@@ -287,22 +322,25 @@ def launch_forward(
         v: (B, L, nh, V).
         gates: Of the width of q.
         scale: Factor on the scores.
-        C: Tokens a chunk, from `chunk_size`.
+        C: Tokens a chunk, from `chunk_size`; without `keep` there may be more.
         one: A chunk holds all tokens; leave out what serves to join chunks.
+        keep: There is to be a backward.
         merge: What becomes of o.
 
     Returns:
-        o (B, L, nh, V) of v's dtype, or nothing where `merge` does not keep it and is done by the same kernels, and the
-        states that enter each chunk, totals and flags as in `buffers`.
+        o (B, L, nh, V) of v's dtype, or nothing where there is a `merge`, done by the same kernels, and no `keep`, and
+        the states that enter each chunk, totals and flags as in `buffers`.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
+    if not keep:
+        C = longer_chunk(C, L, K, q.dtype, B * H)
     NT = ceil_div(L, C)
     N = B * NT * H
     cfg = config(C, K, V, q.dtype)
     fused = merge is not None and block(V) <= cfg.BV
-    keep = not fused or merge.keep
-    o = v.new_empty((B, L, H, V) if keep else (0, 0, 0, 0))
+    keep_o = keep or not fused
+    o = v.new_empty((B, L, H, V) if keep_o else (0, 0, 0, 0))
     state, total, hard = buffers(q, v, NT, one)
     if N == 0:
         return o, state, total, hard
@@ -319,29 +357,34 @@ def launch_forward(
         scan(state, total, B, NT, H, K, V, cfg, False)
     end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
     strides = q_s, k_s, v_s, g_s, o_s, end_s
-    tile |= dict(ONE=one, KEEP=keep, MERGE=fused, ACT=act)
+    tile |= dict(ONE=one, KEEP=keep_o, MERGE=fused, ACT=act)
+    tree = limit is not None and N <= FEW  # a launch for hard chunks would take longer than what they cost the others
     if limit is not None:
         out_kernel[N,](
             q, k, v, g, state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
-            num_warps=cfg.merge_warps if fused else cfg.out_warps,
+            TREE=tree, num_warps=cfg.merge_warps if fused else cfg.out_warps,
             maxnreg=cfg.merge_registers if fused else cfg.out_registers, **tile,
         )  # fmt: skip
-    exact_out_kernel[min(N, SEARCHERS),](
-        q, k, v, g, state, hard, o, end, *strides, scale / 2, L, NT, H, N, eps,
-        ALL=limit is None, num_warps=cfg.grad_warps, **tile,
-    )  # fmt: skip
+    if not tree:
+        exact_out_kernel[min(N, SEARCHERS // cfg.exact_warps),](
+            q, k, v, g, state, hard, o, end, *strides, scale / 2, L, NT, H, N, eps,
+            ALL=limit is None, num_warps=cfg.exact_warps, **tile,
+        )  # fmt: skip
     if merge is not None and not fused:
         launch_merge(o, merge)
-    return o, state, total, hard
+    return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
 
 
 def scan(state: Tensor, total: Tensor, B: int, NT: int, H: int, K: int, V: int, cfg: Config, grad: bool) -> None:
-    COLS = min(cfg.scan_block, block(V))
-    ROWS = min(cfg.scan_block // COLS, block(K))
-    slices = ceil_div(K, ROWS) * ceil_div(V, COLS)
     segment = cfg.scan_segment if 2 * cfg.scan_segment < NT else NT
     NS = ceil_div(NT, segment)
-    part, part_total = (total.new_empty(B * H * 2 * NS * size) for size in (K * V, K))
+    elements = cfg.scan_block
+    if 2 * NS * B * H * ceil_div(K * V, elements) >= MANY:
+        elements *= 2
+    COLS = min(elements, block(V))
+    ROWS = min(elements // COLS, block(K))
+    slices = ceil_div(K, ROWS) * ceil_div(V, COLS)
+    part, part_total = (total.new_empty(B * H * 2 * NS * n) for n in (K * V, K))
     for store in (False, True) if NS > 1 else (True,):
         scan_kernel[slices * 2 * NS * B * H,](
             state, total, part, part_total, NT, NS, segment, H,

@@ -9,8 +9,10 @@ waits for it in `begin`.
 """
 
 import functools
+import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import triton
@@ -18,14 +20,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.driver import driver
 
-from .primitives import INTERPRETED
+from .primitives import INTERPRETED, KNOWN
 
-# Whose compiled kernels are called directly, with the arguments that they take there.
-KNOWN = triton.__version__.startswith('3.6.')
 if KNOWN:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
     from triton.language.target_info import cuda_capability_geq
+ENVIRONMENT = threading.RLock()
 OVERLAPS = tl.constexpr(KNOWN and not INTERPRETED)  # whether kernels wait in `begin`
 
 
@@ -45,16 +46,37 @@ def begin(EARLY: tl.constexpr):
 
 
 def kernel(
-    fn: Callable | None = None, *, do_not_specialize: tuple[str, ...] = (), jit: Callable[..., Any] = triton.jit
-) -> Any:
+    fn: Callable | None = None, *, do_not_specialize: tuple[str, ...] = (), jit: Callable[..., Any] = triton.jit,
+    wgmma: bool = True,
+) -> Any:  # fmt: skip
     """Like `jit`, Triton's or Gluon's, for kernels whose constants come last and are given by name.
 
-    These tell all of a tensor descriptor but its dtype.
+    These tell all of a tensor descriptor but its dtype. Without `wgmma` dots of many rows are done like those of few.
     """
     if fn is None:
-        return functools.partial(kernel, do_not_specialize=do_not_specialize, jit=jit)
+        return functools.partial(kernel, do_not_specialize=do_not_specialize, jit=jit, wgmma=wgmma)
     jitted = jit(fn, do_not_specialize=do_not_specialize)
-    return jitted if INTERPRETED or not KNOWN else Kernel(jitted)
+    return jitted if INTERPRETED or not KNOWN else Kernel(jitted, wgmma)
+
+
+@contextmanager
+def compiled_without_wgmma() -> Iterator[None]:
+    """What Triton compiles in here multiplies by instructions that all GPUs have.
+
+    It has but the environment's variables for this: what other threads compile meanwhile is slower.
+    """
+    switches = dict.fromkeys(('DISABLE_MMA_V3', 'DISABLE_MMA_V5'), '1')
+    with ENVIRONMENT:  # or the second of two threads would find the first one's, and leave them there
+        before = {name: os.environ.get(name) for name in switches}
+        os.environ.update(switches)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 @functools.lru_cache(maxsize=1 << 14, typed=True)  # 1 and 1.0 are one key otherwise
@@ -106,9 +128,9 @@ class Kernel:
 
     overlapping = True  # whether it may be launched while another one is at work
 
-    def __init__(self, jitted: triton.JITFunction) -> None:
+    def __init__(self, jitted: triton.JITFunction, wgmma: bool = True) -> None:
         functools.update_wrapper(self, jitted.fn)
-        self.jitted = jitted
+        self.jitted, self.wgmma = jitted, wgmma
         self.variants: dict[tuple, tuple[Callable, dict[tuple, tuple]]] = {}  # by constants and options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable:
@@ -125,7 +147,8 @@ class Kernel:
         key = device, described
         hooks = triton.knobs.runtime
         if key not in ready or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
-            compiled = self.jitted.run(*args, grid=grid, warmup=False, **constants)
+            with nullcontext() if self.wgmma else compiled_without_wgmma():
+                compiled = self.jitted.run(*args, grid=grid, warmup=False, **constants)
             if callable_directly(compiled):
                 ready[key] = (
                     compiled.run,

@@ -39,7 +39,7 @@ def normalized(x, V: tl.constexpr, eps):
 
 @triton.jit
 def gated(G, n, m):
-    return G * n + (1 - G) * m
+    return m + G * (n - m)  # G once: otherwise Triton makes it twice, in the layout of either summand
 
 
 @triton.jit
@@ -60,7 +60,6 @@ class Merge(NamedTuple):
     y: Tensor  # (B, L, nh, V)
     eps: float
     act: bool
-    keep: bool  # the operator's own output is wanted, too
 
     def arguments(self) -> tuple[tuple[Tensor, ...], tuple[tuple[int, ...], ...], float, bool]:
         """For kernels with `finish`: pointers, strides, eps, act."""
@@ -78,9 +77,10 @@ def finish(
     c = tl.load(merge[2] + h * V + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
     local = load_rows(row(merge[0], merge_s[0], b, left, h), merge_s[0][1], r, m, V, BV).to(tl.float32)
     gate = load_rows(row(merge[1], merge_s[1], b, left, h), merge_s[1][1], r, m, V, BV).to(tl.float32)
-    z = gated(sigmoid(gate + c), normalized(out, V, eps)[0] * w, normalized(local, V, eps)[0] * u)
+    TO: tl.constexpr = merge[5].dtype.element_ty
+    z = gated(sigmoid(gate + c, TO), normalized(out, V, eps)[0] * w, normalized(local, V, eps)[0] * u)
     if ACT:
-        z = activate(z, 'silu')
+        z = activate(z, 'silu', TO)
     store_rows(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], z, r, m, V, BV)
 
 
@@ -102,10 +102,10 @@ def merge_kernel(
     x, _ = normalized(tl.load(o + flat, mask=m, other=0.0).to(tl.float32), V, eps)
     near, _ = normalized(tl.load(local + t[:, None] * local_s + column, mask=m, other=0.0).to(tl.float32), V, eps)
     g = tl.load(gate + t[:, None] * gate_s + column, mask=m, other=0.0).to(tl.float32)
-    g = sigmoid(g + tl.load(bias + column, mask=m, other=0.0).to(tl.float32))
+    g = sigmoid(g + tl.load(bias + column, mask=m, other=0.0).to(tl.float32), y.dtype.element_ty)
     z = gated(g, x * w, near * u)
     if ACT:
-        z = activate(z, 'silu')
+        z = activate(z, 'silu', y.dtype.element_ty)
     tl.store(y + flat, z.to(y.dtype.element_ty), mask=m)
 
 
@@ -133,10 +133,10 @@ def merge_grad_kernel(
         flat = t * (H * V) + column
         x, r = normalized(tl.load(o + flat, mask=m, other=0.0).to(tl.float32), V, eps)
         near, s = normalized(tl.load(local + t * local_s + column, mask=m, other=0.0).to(tl.float32), V, eps)
-        g = sigmoid(tl.load(gate + t * gate_s + column, mask=m, other=0.0).to(tl.float32) + c)
+        g = sigmoid(tl.load(gate + t * gate_s + column, mask=m, other=0.0).to(tl.float32) + c, do.dtype.element_ty)
         dz = tl.load(dy + flat, mask=m, other=0.0).to(tl.float32)
         if ACT:
-            dz = activate_grad(dz, gated(g, x * w, near * u), 'silu')
+            dz = activate_grad(dz, gated(g, x * w, near * u), 'silu', do.dtype.element_ty)
         dn, dm = dz * g, dz * (1 - g)
         tl.store(do + flat, norm_grad(dn, w, x, r, V).to(do.dtype.element_ty), mask=m)
         tl.store(dlocal + flat, norm_grad(dm, u, near, s, V).to(dlocal.dtype.element_ty), mask=m)

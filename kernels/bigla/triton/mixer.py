@@ -54,8 +54,8 @@ def launch_mixer(
     q, k, v, gate, near, out = (heads(x, num_heads) for x in (*qkv, gate, local, y))
     vectors = (x.contiguous() for x in (gate_bias, norm, local_norm))
     o, *saved = launch_forward(
-        q, k, v, decays(low, decay_weight, decay_bias, num_heads), q.shape[-1] ** -0.5, C, one,
-        Merge(near, gate, *vectors, out, eps, act, keep),
+        q, k, v, decays(low, decay_weight, decay_bias, num_heads), q.shape[-1] ** -0.5, C, one, keep,
+        Merge(near, gate, *vectors, out, eps, act),
     )  # fmt: skip
     return y, o if keep else o.new_empty(0, 0, 0, 0), *saved
 

@@ -98,7 +98,7 @@ def swiglu_kernel(
     a, b = tl.split(tl.reshape(p, [BM, BH, 2]))
     inside_u = (m < M)[:, None] & (h < H)[None, :]
     at_u = m.to(tl.int64)[:, None] * H + h[None, :]
-    s = sigmoid(a)
+    s = sigmoid(a, u.dtype.element_ty)
     y = a * s * b
     if SCALED:
         y = y * load_factor(scale, m, M, L)
@@ -199,7 +199,7 @@ def residual_mlp_kernel(
         p = tl.dot(n1, tl.load(at1, mask=(c1 < C)[:, None] & some, other=0.0))
         p = tl.dot(n2, tl.load(at2, mask=(c2 < C)[:, None] & some, other=0.0), p)
         a, b = tl.split(tl.reshape(p, [BM, BH, 2]))
-        u = a * sigmoid(a) * b
+        u = a * sigmoid(a, fc2.dtype.element_ty) * b
         if SCALED:
             u = u * factor
         u = in_order(u.to(fc2.dtype.element_ty), BM, BH)

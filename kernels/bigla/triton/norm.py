@@ -76,7 +76,7 @@ def norm_kernel(
     s = s * tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if CENTER:
         s = s + tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + at, activate(s, ACT).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, activate(s, ACT, y.dtype.element_ty).to(y.dtype.element_ty), mask=inside)
 
 
 @kernel(do_not_specialize=('N', 'L'))
@@ -110,7 +110,7 @@ def norm_grad_kernel(
             z = u * w
             if CENTER:
                 z = z + tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-            g = activate_grad(g, z, ACT)
+            g = activate_grad(g, z, ACT, dy.dtype.element_ty)
         dw += g * u
         if CENTER:
             db += g

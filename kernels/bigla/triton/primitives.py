@@ -1,6 +1,7 @@
 """What the forward and the backward share: tiles, gates, dot operands, and the tuning table."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 
 # Decorated functions are bound to the interpreter, or not, when they are defined.
 INTERPRETED = triton.knobs.runtime.interpret
+# Whose compiled kernels are called directly, with the arguments that they take there, and whose switches are known.
+KNOWN = triton.__version__.startswith('3.6.')
 ON_CPU = tl.constexpr(INTERPRETED)  # where there is no inline assembly
 LOG2E = tl.constexpr(1.4426950408889634)
 # Log2 decays below this are this: 2^-160 is 0 in float32, so nothing changes, and -inf keeps out of sums.
 FLOOR = tl.constexpr(-160.0)
-# Programs that look through all chunks for hard ones, four to an H200's multiprocessor, and how many at a time.
-SEARCHERS = 528
+# Warps that look through all chunks for hard ones, eight to an H200's multiprocessor, and chunks at a time.
+SEARCHERS = 1056
 SPAN = tl.constexpr(32)
 
 
@@ -51,12 +54,13 @@ class Config(NamedTuple):
     BV: int  # value columns a program, at most
     state_warps: int
     out_warps: int
-    grad_warps: int  # of the exact kernels, too
+    grad_warps: int
     out_registers: int | None = None  # at most so many a thread, where that lets more programs run at a time
     merge_warps: int | None = None  # of the output kernel with the end of the mixer in it, if other than without
     merge_registers: int | None = None
+    exact_warps: int | None = None  # of the exact kernels, if other than of the gradients
     grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
-    scan_block: int = 128  # state elements a program of the scan
+    scan_block: int = 128  # state elements a program of the scan, twice as many where there are MANY
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
     scan_segment: int = 64  # chunks that a program of the scan takes where there are more than twice as many
 
@@ -89,6 +93,18 @@ TABLE = {
 }
 
 
+# By block(K), in bfloat16, where nothing is kept for gradients, whose kernel would spill: longer chunks have fewer
+# states, which are written twice and read twice. For versions of Triton whose wgmma can be switched off: `launch.py`.
+LONG = {
+    16: Config(64, 64, 1, 2, 2, out_registers=128, merge_registers=128, exact_warps=4),
+    32: Config(64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8),
+}
+LONG_FROM = {16: 150_000, 32: 0}  # tokens of all sequences and heads
+SHORT = 512  # tokens of a sequence that is not long
+FEW = 1056  # chunks up to which the output kernel does hard ones itself
+MANY = 8192  # programs of the scan
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)  # `triton.cdiv` and `next_power_of_2` take microseconds; a launch takes tens
 
@@ -99,10 +115,19 @@ def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
     return block(L) if isinstance(L, int) and L < C else C
 
 
+def longer_chunk(C: int, L: int, K: int, dtype: torch.dtype, sequences: int) -> int:
+    """C, or more tokens where `sequences` of L each want `LONG` chunks; for launchers, which know all sizes."""
+    if KNOWN and dtype == torch.bfloat16 and L > SHORT and L * sequences >= LONG_FROM.get(block(K), math.inf):
+        return LONG[block(K)].C
+    return C
+
+
 @functools.cache
 def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
     """The table's entry, with fewer warps where the chunk is shorter than there."""
     entry = TABLE[dtype][block(K)]
+    if C > entry.C:
+        entry = LONG[block(K)]
     fewer = entry.C // C
     return entry._replace(
         C=C,
@@ -111,6 +136,7 @@ def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
         out_warps=max(1, entry.out_warps // fewer),
         merge_warps=max(1, (entry.merge_warps or entry.out_warps) // fewer),
         grad_warps=max(1, entry.grad_warps // fewer),
+        exact_warps=max(1, (entry.exact_warps or entry.grad_warps) // fewer),
     )
 
 

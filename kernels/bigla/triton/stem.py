@@ -14,12 +14,12 @@ from torch import Tensor
 
 from .activations import activate
 from .launch import begin, kernel
-from .norm import launch_norm, launch_norm_grad, standardize
+from .norm import launch_norm, launch_norm_grad
 from .primitives import block, ceil_div, plain_precision
 from .sums import Sums
 
 WIDEST = 128  # channels of tokens that a program can hold
-TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3
+TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3  # twice the tokens where windows are at most 3 x 3
 # The same of the weights' gradient, the taps of all channels that it is for at most, and programs. It reads nothing
 # ahead: pixels come four bytes at a time, and by asynchronous copies that took three to five times as long on an H200.
 GRAD_TOKENS, GRAD_TAPS, GRAD_WARPS, FEW, PROGRAMS = 64, 32, 4, 256, 1024
@@ -45,6 +45,12 @@ def load_patches(
     return tl.load(x + (row * x_s[1] + column * x_s[2] + shift[None, :]), mask=inside, other=0.0)
 
 
+@triton.jit
+def load_vector(vector, d, D):
+    """Entries d, for all rows.  (1, BD)"""
+    return tl.load(vector + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+
+
 @kernel(do_not_specialize=('H', 'W', 'HO', 'WO'))
 def conv_norm_kernel(
     x, weight, bias, norm_weight, norm_bias, y, x_s, H, W, HO, WO, eps,
@@ -52,7 +58,7 @@ def conv_norm_kernel(
     BK: tl.constexpr, PITCH: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr,
     ACT: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """BM tokens of one sample's y, or of its p without NORM.
+    """BM tokens of one sample's y, or of its p without NORM, in pieces of BD channels.
 
     The weights are a matrix of D rows PITCH apart, which is a multiple of BK, with zeros at their ends. LAST: channels
     are dense in x, and the weights' fastest dimension, too. WIDE: a sample of x does not lie within int32.
@@ -63,21 +69,45 @@ def conv_norm_kernel(
     m = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
     b = (tl.program_id(0) // tiles).to(tl.int64)
     h, w = m // WO * STRIDE - 1, m % WO * STRIDE - 1
+    PIECES: tl.constexpr = (D + BD - 1) // BD
     d = tl.arange(0, BD)
     at = x + b * x_s[0]
-    p = tl.zeros([BM, BD], tl.float32)
+    p = ()
+    for _ in tl.static_range(PIECES):
+        p = p + (tl.zeros([BM, BD], tl.float32),)
     for k0 in tl.range(0, SIDE * SIDE * C, BK):
         k = k0 + tl.arange(0, BK)
         part = load_patches(at, x_s, h, w, k, m < M, H, W, C, SIDE, LAST, WIDE)
-        taps = tl.load(weight + d[None, :] * PITCH + k[:, None], mask=(d < D)[None, :], other=0.0)
-        p = tl.dot(part.to(taps.dtype), taps, p, input_precision=PREC)
-    inside = (m < M)[:, None] & (d < D)[None, :]
-    p += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        added = ()
+        for j in tl.static_range(PIECES):
+            row = j * BD + d
+            taps = tl.load(weight + row[None, :] * PITCH + k[:, None], mask=(row < D)[None, :], other=0.0)
+            added = added + (tl.dot(part.to(taps.dtype), taps, p[j], input_precision=PREC),)
+        p = added
+    biased = ()
+    for j in tl.static_range(PIECES):
+        biased = biased + (p[j] + load_vector(bias, j * BD + d, D),)
+    p = biased
     if NORM:
-        p, _ = standardize(p, inside, D, eps, True)
-        p = p * tl.load(norm_weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        p = activate(p + tl.load(norm_bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :], ACT)
-    tl.store(y + b * M * D + m.to(tl.int64)[:, None] * D + d[None, :], p.to(y.dtype.element_ty), mask=inside)
+        mean = tl.zeros([BM], tl.float32)
+        for j in tl.static_range(PIECES):
+            mean += tl.sum(p[j], 1) / D
+        centered = ()
+        square = tl.zeros([BM], tl.float32)
+        for j in tl.static_range(PIECES):
+            u = tl.where((j * BD + d < D)[None, :], p[j] - mean[:, None], 0.0)
+            square += tl.sum(u * u, 1) / D
+            centered = centered + (u,)
+        p = centered
+        r = tl.rsqrt(square + eps)[:, None]
+    for j in tl.static_range(PIECES):
+        c = j * BD + d
+        z = p[j]
+        if NORM:
+            z = z * r * load_vector(norm_weight, c, D) + load_vector(norm_bias, c, D)
+            z = activate(z, ACT, y.dtype.element_ty)
+        to = y + b * M * D + m.to(tl.int64)[:, None] * D + c[None, :]
+        tl.store(to, z.to(y.dtype.element_ty), mask=(m < M)[:, None] & (c < D)[None, :])
 
 
 @kernel(do_not_specialize=('H', 'W', 'HO', 'WO', 'N'))
@@ -108,6 +138,11 @@ def out_side(side: int, kernel: int, stride: int) -> int:
     return (side + 2 - kernel) // stride + 1
 
 
+def piece(D: int) -> int:
+    """Channels of each piece of D: a power of two, as large as padding of at most an eighth allows, or 16."""
+    return next(n for n in (128, 64, 32, 16) if n == 16 or ceil_div(D, n) * n <= D * 9 / 8)
+
+
 def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, H, W, C) as PyTorch's convolutions like it best: (B, C, H, W), with its channels dense."""
     return x.to(dtype).contiguous().permute(0, 3, 1, 2)
@@ -136,10 +171,11 @@ def launch_narrow_conv(
     last = is_last(x)
     weight = (weight.permute(0, 2, 3, 1) if last else weight).to(inner).flatten(1)
     weight = F.pad(weight, (0, -weight.shape[1] % TAPS)).contiguous()
+    tokens = TOKENS if side > 3 else 2 * TOKENS
     if y.numel():
-        conv_norm_kernel[ceil_div(HO * WO, TOKENS) * B,](
+        conv_norm_kernel[ceil_div(HO * WO, tokens) * B,](
             x, weight, bias, norm_weight, norm_bias, y, x.stride(), H, W, HO, WO, eps,
-            C=C, D=D, SIDE=side, STRIDE=stride, BM=TOKENS, BD=block(D),
+            C=C, D=D, SIDE=side, STRIDE=stride, BM=tokens, BD=piece(D),
             BK=TAPS, PITCH=weight.shape[1], LAST=last, WIDE=is_wide(x), NORM=norm, ACT=act, num_stages=STAGES,
             PREC=plain_precision(inner), num_warps=WARPS,
         )  # fmt: skip

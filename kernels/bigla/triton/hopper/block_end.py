@@ -83,7 +83,7 @@ def copy_factors(z, proj, fc1, fc2, ring, tiles, H, P: gl.constexpr):
 @gluon.jit
 def gated_left(h, f, SCALED: gl.constexpr, HALF: gl.constexpr):
     """`gated`, as the left factor of the next product.  (SIDE, HIDDEN)"""
-    return gl.convert_layout(gated(h, f, SCALED).to(HALF), LEFT)
+    return gl.convert_layout(gated(h, f, SCALED, HALF), LEFT)
 
 
 @gluon.jit

@@ -179,13 +179,13 @@ def halves(h):
 
 
 @gluon.jit
-def gated(h, f, SCALED: gl.constexpr):
+def gated(h, f, SCALED: gl.constexpr, HALF: gl.constexpr):
     """SiLU(a) b of products [a, b], times f.  (SIDE, HIDDEN)"""
     a, b = halves(h)
-    u = a * sigmoid(a) * b
+    u = a * sigmoid(a, HALF) * b
     if SCALED:
         u = u * gl.convert_layout(f, u.type.layout)
-    return u
+    return u.to(HALF)
 
 
 @gluon.jit
@@ -193,7 +193,7 @@ def gate_grads(h, du, HALF: gl.constexpr):
     """u = SiLU(a) b, da and db of products [a, b] and of du.  3 x (SIDE, HIDDEN)"""
     a, b = halves(h)
     du = gl.convert_layout(du, a.type.layout)
-    s = sigmoid(a)
+    s = sigmoid(a, HALF)
     silu = a * s
     return (silu * b).to(HALF), (du * b * (s + silu * (1 - s))).to(HALF), (du * silu).to(HALF)
 

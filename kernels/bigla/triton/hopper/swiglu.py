@@ -118,7 +118,7 @@ def compute(group, results, scale, ring, out, turns, sizes, P: gl.constexpr, SCA
                 leave_gates(u, dh, out, to, token, h0, H)
             else:
                 release(empty, n)
-                put((gated(h, f, SCALED).to(rows.dtype),), out, to)
+                put((gated(h, f, SCALED, rows.dtype),), out, to)
                 tma.async_copy_shared_to_global(u, [token, h0], out.index(to))
             n += 1
     tma.store_wait(0)
