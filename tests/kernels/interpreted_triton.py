@@ -202,6 +202,21 @@ def test_opcheck(one, make_inputs):
     torch.library.opcheck(torch.ops.bigla.bigla_backward, (do, *tensors, *saved, *args))
 
 
+@pytest.mark.parametrize('grad', [False, True])
+def test_export_of_any_length(grad, make_inputs):
+    """Nothing is asked of a length that is left open: neither what holds it nor what it holds many of."""
+
+    class Model(torch.nn.Module):
+        def forward(self, *inputs):
+            return ours(*inputs)
+
+    inputs = tuple(x.detach().requires_grad_(grad) for x in make_inputs(2, 300, 3, 16, 16, dtype=torch.bfloat16))
+    L = torch.export.Dim('L', min=64, max=200_000)
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(Model(), inputs, dynamic_shapes=(tuple({1: L} for _ in range(5)),), strict=True)
+    assert [node.target for node in program.graph.nodes].count(torch.ops.bigla.bigla.default) == 1
+
+
 def test_compile(make_inputs, run):
     """Whole graphs, one for every length."""
     step = torch.compile(lambda *x: ours(*x).sin(), fullgraph=True, backend='aot_eager', dynamic=True)
