@@ -179,13 +179,6 @@ def load_chunk(
 
 
 @triton.jit
-def by_tree(q_, k_, f, e, r, C: tl.constexpr, PREC: tl.constexpr):
-    """The scores of a chunk, and its queries as they meet either state, however strong the decay."""
-    a, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, False)
-    return operand(a, PREC), operand(q_ * tl.exp2(pf), PREC), operand(q_ * tl.exp2(sb), PREC)
-
-
-@triton.jit
 def leave_outputs(
     a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ONE: tl.constexpr, PREC: tl.constexpr,
@@ -201,6 +194,25 @@ def leave_outputs(
             store_rows(row(o, o_s, b, left, h), o_s[1], out, r, m, V, BV, v0)
         if MERGE:
             finish(out, merge, merge_s, eps, b, left, h, r, m, V, BV, ACT)
+
+
+@triton.jit
+def outputs_by_tree(
+    q, k, v, gates, state, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, i, b, left, h, H, r, m, eps,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ONE: tl.constexpr,
+    LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+    KEEP: tl.constexpr, MERGE: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """The outputs of a chunk, however strong its decay."""
+    q_, k_, f, e = load_chunk(
+        q, k, gates, q_s, k_s, gates_s, scale, b, left, h, H, r, m, K, BK, LOGITS, RANK, BR, PREC
+    )  # fmt: skip
+    a, pf, sf, sb, pb = tree_scores(q_, k_, f, e, r, C, PREC, False)
+    a, qf, qb = operand(a, PREC), operand(q_ * tl.exp2(pf), PREC), operand(q_ * tl.exp2(sb), PREC)
+    leave_outputs(
+        a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
+        K, V, BK, BV, ONE, PREC, KEEP, MERGE, ACT,
+    )  # fmt: skip
 
 
 @kernel(do_not_specialize=('L', 'NT', 'N'), wgmma=False)
@@ -249,14 +261,10 @@ def out_kernel(
             a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
             K, V, BK, BV, ONE, PREC, KEEP, MERGE, ACT,
         )  # fmt: skip
-    elif TREE:
-        q_, k_, f, e = load_chunk(  # again, so that nothing is kept for this
-            q, k, gates, q_s, k_s, gates_s, scale, b, left, h, H, r, m, K, BK, LOGITS, RANK, BR, PREC
-        )  # fmt: skip
-        a, qf, qb = by_tree(q_, k_, f, e, r, C, PREC)
-        leave_outputs(
-            a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
-            K, V, BK, BV, ONE, PREC, KEEP, MERGE, ACT,
+    elif TREE:  # which loads the chunk again, so that nothing is kept for it
+        outputs_by_tree(
+            q, k, v, gates, state, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, i, b, left, h, H, r, m, eps,
+            K, V, C, BK, BV, ONE, LOGITS, RANK, BR, PREC, KEEP, MERGE, ACT,
         )  # fmt: skip
 
 
@@ -280,13 +288,10 @@ def exact_out_kernel(
                     b, c, h = locate(i, NT, H)
                     left = c * C
                     m = left + r < L
-                    q_, k_, f, e = load_chunk(
-                        q, k, gates, q_s, k_s, gates_s, scale, b, left, h, H, r, m, K, BK, LOGITS, RANK, BR, PREC
-                    )  # fmt: skip
-                    a, qf, qb = by_tree(q_, k_, f, e, r, C, PREC)
-                    leave_outputs(
-                        a, qf, qb, v, state, o, merge, v_s, o_s, merge_s, i, b, left, h, r, m, eps,
-                        K, V, BK, BV, ONE, PREC, KEEP, MERGE, ACT,
+                    outputs_by_tree(
+                        q, k, v, gates, state, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s,
+                        scale, i, b, left, h, H, r, m, eps,
+                        K, V, C, BK, BV, ONE, LOGITS, RANK, BR, PREC, KEEP, MERGE, ACT,
                     )  # fmt: skip
         i0 += SPAN * G
 
