@@ -70,11 +70,8 @@ def bigla(
     Returns:
         o (B, L, nh, V), of v's dtype.
     """
-    L = q.shape[1]
-    C = chunk_size(L, q.shape[-1], q.dtype)
-    one = isinstance(L, int) and L <= C  # a symbolic length is not asked: the answer would specialise the graph
     tensors = q, k, v, g_fwd, g_bwd
-    return _bigla(*tensors, scale, gate_logits, C, one, _wants_grad(tensors))
+    return _bigla(*tensors, scale, gate_logits, *_chunks(q.shape[1], q.shape[-1], q.dtype, tensors))
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor) -> str | None:
@@ -111,12 +108,9 @@ def bigla_mixer(
 
     Results are the same bits on every run. Autocast changes nothing. A second derivative raises.
     """
-    L = projected.shape[1]
     tensors = projected, local, decay_weight, decay_bias, gate_bias, norm_weight, local_norm_weight
-    keep = _wants_grad(tensors)
-    C = chunk_size(L, local.shape[-1] // (2 * num_heads), projected.dtype)
-    one = isinstance(L, int) and L <= C
-    return _mixer(*tensors, num_heads, eps, act, C, one, keep)
+    K = local.shape[-1] // (2 * num_heads)
+    return _mixer(*tensors, num_heads, eps, act, *_chunks(local.shape[1], K, projected.dtype, tensors))
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
@@ -170,28 +164,23 @@ def block(
     branch_scale: Tensor | None, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """`api.block` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
+    _, H, W, dims = t.x.shape
     tensors = *t, norm_weight, norm_bias, fc1, fc2
-    return _block(
-        *tensors, scale, branch_scale, num_heads, act, eps, head_eps, inner, *_chunks(t, num_heads, inner, tensors)
-    )
+    chunks = _chunks(H * W, dims // (2 * num_heads), inner, tensors)
+    return _block(*tensors, scale, branch_scale, num_heads, act, eps, head_eps, inner, *chunks)
 
 
 def token_mixer(t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype) -> Tensor:
     """`api.token_mixer` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
-    return _token_mixer(*t, num_heads, act, eps, head_eps, inner, *_chunks(t, num_heads, inner, t))
+    _, H, W, dims = t.x.shape
+    return _token_mixer(*t, num_heads, act, eps, head_eps, inner, *_chunks(H * W, dims // (2 * num_heads), inner, t))
 
 
-def _chunks(
-    t: MixerTensors, num_heads: int, inner: torch.dtype, tensors: tuple[Tensor | None, ...]
-) -> tuple[int, bool, bool]:
+def _chunks(L: int, K: int, dtype: torch.dtype, tensors: Iterable[Tensor | None]) -> tuple[int, bool, bool]:
     """Tokens a chunk, whether there is but one, and whether something is to be kept for the gradients of `tensors`."""
-    L = t.x.shape[1] * t.x.shape[2]
-    C = chunk_size(L, t.x.shape[-1] // (2 * num_heads), inner)
-    return C, isinstance(L, int) and L <= C, _wants_grad(tensors)
-
-
-def _wants_grad(tensors: Iterable[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
+    C = chunk_size(L, K, dtype)
+    one = isinstance(L, int) and L <= C  # a symbolic length is not asked: the answer would specialise the graph
+    return C, one, torch.is_grad_enabled() and any(x.requires_grad for x in tensors if x is not None)
 
 
 def _differentiable(
