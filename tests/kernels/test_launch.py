@@ -16,16 +16,18 @@ PARAMS += [('d', False, False), ('BLOCK', True, False)]
 
 
 class Jitted:
-    """Stands for what `triton.jit` makes; counts what it compiles."""
+    """Stands for what `triton.jit` makes; counts what it compiles and what it launches."""
 
     fn = staticmethod(lambda: None)
     params = [SimpleNamespace(name=n, is_constexpr=c, do_not_specialize=g) for n, c, g in PARAMS]
 
     def __init__(self, scratch: int = 0, ptx: str = '') -> None:
-        self.compiled, self.called, self.scratch, self.asm = 0, [], scratch, dict(ptx=ptx)
+        self.compiled, self.launched, self.called, self.scratch, self.asm = 0, 0, [], scratch, dict(ptx=ptx)
+        self.device_caches = {0: ({},), 1: ({},)}
 
-    def run(self, *args, grid, warmup, **constants):
-        self.compiled += 1
+    def run(self, *args, warmup, **constants):
+        self.compiled += warmup
+        self.launched += not warmup
         metadata = SimpleNamespace(global_scratch_size=self.scratch, profile_scratch_size=0)
         runner = SimpleNamespace(launch=lambda *args: self.called.append(args), launch_cooperative_grid=False)
         return SimpleNamespace(
@@ -77,7 +79,39 @@ def test_without_wgmma(fails, driver, monkeypatch):
         with pytest.raises(RuntimeError) if fails else nullcontext():
             launch.Kernel(Told(), wgmma)[1,](*arguments(), BLOCK=32)
         assert os.environ['DISABLE_MMA_V3'] == '0' and 'DISABLE_MMA_V5' not in os.environ
-    assert seen == [['1', '1'], ['0', None]]
+    assert seen[:: 1 if fails else 2] == [['1', '1'], ['0', None]]  # each second time it only launches
+
+
+def test_what_loses_bits_is_compiled_again(driver):
+    """A factor that leaves 32 bits; that of an offset, or of 32 bits, does not."""
+    wrong = 'mul.wide.u32 \t%rd19, %r1, 268435456;'
+    assert launch.loses_bits(wrong)
+    assert launch.loses_bits('mad.wide.u32 %rd19, %r1, 8388608, %rd2;')
+    for right in (
+        'mul.wide.u32 %rd1, %r1, 4194304;',
+        'mul.wide.u32 %rd1, %r1, %r2;',
+        'mul.lo.s32 %r1, %r2, 268435456;',
+    ):
+        assert not launch.loses_bits(right)
+    seen = []
+
+    class Wrong(Jitted):
+        def run(self, *args, warmup, **options):
+            if warmup:
+                optimized = 'DISABLE_LLVM_OPT' not in os.environ
+                kernel = super().run(*args, warmup=True, **options)
+                kernel.asm = dict(ptx=wrong if optimized else '')
+                seen.append((optimized, os.environ.get('DISABLE_MMA_V3')))
+                self.device_caches[0][0][optimized] = kernel
+            [kernel] = self.device_caches[0][0].values()
+            return kernel
+
+    jitted = Wrong()
+    kernel = launch.Kernel(jitted, wgmma=False)
+    for _ in range(2):
+        kernel[5,](*arguments(), BLOCK=32)
+    assert seen == [(True, '1'), (False, '1')] and list(jitted.device_caches[0][0]) == [False]
+    assert len(jitted.called) == 1 and 'DISABLE_LLVM_OPT' not in os.environ
 
 
 def test_the_second_launch_is_direct(driver):
@@ -154,15 +188,20 @@ def test_triton_launches_what_needs_more(driver, monkeypatch):
     kernel = launch.Kernel(jitted)
     for _ in range(2):
         kernel[5,](*arguments(), BLOCK=32)
-    assert jitted.compiled == 2
+    assert jitted.launched == 2 and not jitted.called
     jitted = Jitted()
     kernel = launch.Kernel(jitted)
     for calls in ([], [print]):
         monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, 'calls', calls)
         kernel[5,](*arguments(), BLOCK=32)
-    assert jitted.compiled == 2 and not jitted.called
+    assert jitted.launched == 2 and not jitted.called
     monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, 'calls', [])
-    monkeypatch.setattr(jitted, 'run', lambda *args, **kwargs: None)
+    run = jitted.run
+
+    def only_compiled(*args, warmup, **options):
+        return run(*args, warmup=True, **options) if warmup else None
+
+    monkeypatch.setattr(jitted, 'run', only_compiled)
     kernel[5,](*arguments(x=X.half()), BLOCK=32)
     kernel[5,](*arguments(x=X.half()), BLOCK=32)
     assert not jitted.called

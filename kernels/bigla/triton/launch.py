@@ -10,9 +10,10 @@ waits for it in `begin`.
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import triton
@@ -27,6 +28,8 @@ if KNOWN:
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
     from triton.language.target_info import cuda_capability_geq
 ENVIRONMENT = threading.RLock()
+WITHOUT_WGMMA = dict.fromkeys(('DISABLE_MMA_V3', 'DISABLE_MMA_V5'), '1')  # multiply by what all GPUs have
+UNOPTIMIZED = {'DISABLE_LLVM_OPT': '1'}
 OVERLAPS = tl.constexpr(KNOWN and not INTERPRETED)  # whether kernels wait in `begin`
 
 
@@ -60,12 +63,11 @@ def kernel(
 
 
 @contextmanager
-def compiled_without_wgmma() -> Iterator[None]:
-    """What Triton compiles in here multiplies by instructions that all GPUs have.
+def compiled_with(switches: dict[str, str]) -> Iterator[None]:
+    """What Triton compiles in here heeds `switches`, variables of the environment, and ours one after the other.
 
-    It has but the environment's variables for this: what other threads compile meanwhile is slower.
+    It has nothing else for this: what others than ours compile meanwhile heeds them, too, and is slower.
     """
-    switches = dict.fromkeys(('DISABLE_MMA_V3', 'DISABLE_MMA_V5'), '1')
     with ENVIRONMENT:  # or the second of two threads would find the first one's, and leave them there
         before = {name: os.environ.get(name) for name in switches}
         os.environ.update(switches)
@@ -77,6 +79,17 @@ def compiled_without_wgmma() -> Iterator[None]:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+def loses_bits(ptx: str) -> bool:
+    """Whether LLVM made a product of 64 bits of a shift whose upper bits are to be dropped.
+
+    Its vectorizer pairs `x & 28`, by which a thread finds its row, with `y << 1`, its column, as the shifts
+    (x << 28, y << 1) in one register of 64 bits, whose lower half nobody reads; its NVPTX backend (of Triton 3.6) makes
+    `mul.wide` of that, and the bits of x that leave the lower half spoil the upper one. A thread's number x has ten
+    bits, which shifts by 22 keep, and no constant of ours is larger.
+    """
+    return any(int(n) >> 23 for n in re.findall(r'm(?:ul|ad)\.wide\.[us]32\s+%rd\d+, %r\d+, (\d+)', ptx))
 
 
 @functools.lru_cache(maxsize=1 << 14, typed=True)  # 1 and 1.0 are one key otherwise
@@ -131,7 +144,7 @@ class Kernel:
     def __init__(self, jitted: triton.JITFunction, wgmma: bool = True) -> None:
         functools.update_wrapper(self, jitted.fn)
         self.jitted, self.wgmma = jitted, wgmma
-        self.variants: dict[tuple, tuple[Callable, dict[tuple, tuple]]] = {}  # by constants and options
+        self.variants: dict[tuple, tuple[Callable, dict[tuple, tuple | bool]]] = {}  # by constants and options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable:
         return functools.partial(self.launch, grid)
@@ -146,16 +159,16 @@ class Kernel:
         described, values = describe(*args)
         key = device, described
         hooks = triton.knobs.runtime
-        if key not in ready or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
-            with nullcontext() if self.wgmma else compiled_without_wgmma():
-                compiled = self.jitted.run(*args, grid=grid, warmup=False, **constants)
-            if callable_directly(compiled):
-                ready[key] = (
-                    compiled.run,
-                    compiled,
-                    tuple(constants[p.name] for p in self.jitted.params if p.is_constexpr),
-                    'griddepcontrol.wait' in compiled.asm['ptx'],
-                )
+        if key not in ready:
+            self.compile(device, grid, *args, **constants)
+        if not ready.get(key) or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+            compiled = self.jitted.run(*args, grid=grid, warmup=False, **constants)
+            ready[key] = callable_directly(compiled) and (
+                compiled.run,
+                compiled,
+                tuple(constants[p.name] for p in self.jitted.params if p.is_constexpr),
+                'griddepcontrol.wait' in compiled.asm['ptx'],
+            )
             return
         run, compiled, rest, waits = ready[key]
         x, y = grid if len(grid) == 2 else (grid[0], 1)
@@ -165,6 +178,19 @@ class Kernel:
             x, y, 1, stream, compiled.function, run.launch_cooperative_grid, waits and self.overlapping, None, None,
             compiled.packed_metadata, None, None, None, *values, *rest,
         )  # fmt: skip
+
+    def compile(self, device: int, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        """Leave a kernel for these arguments with Triton, without LLVM's optimizations where these make it wrong."""
+        with compiled_with({} if self.wgmma else WITHOUT_WGMMA):
+            compiled = self.jitted.run(*args, grid=grid, warmup=True, **constants)
+            if compiled is not None and loses_bits(compiled.asm['ptx']):
+                kernels = self.jitted.device_caches[device][0]
+                for key in [key for key, kernel in kernels.items() if kernel is compiled]:
+                    del kernels[key]
+                with compiled_with(UNOPTIMIZED):
+                    compiled = self.jitted.run(*args, grid=grid, warmup=True, **constants)
+                if loses_bits(compiled.asm['ptx']):
+                    raise RuntimeError(f"LLVM compiles {self.__name__} wrong: use impl='chunked', and report this")
 
 
 @contextmanager
