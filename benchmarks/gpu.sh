@@ -39,7 +39,7 @@ full=configs/mmdet/digits/mask-rcnn
 bench=kernels/benchmarks/bench_bigla.py
 for name in ${@:-tests kernels deit pyramid mask-rcnn profile digits}; do
     case $name in
-        tests) step tests 10 "$python" -m pytest -q -n 12 -m 'gpu and not slow' ;;
+        tests) step tests 10 "$python" -m pytest -q -n 12 --dist worksteal -m 'gpu and not slow' ;;
         random) step random 12 "$python" -m pytest -q -n 12 -m gpu tests/kernels/gpu/test_random_cases_gpu.py ;;
         half) step half 10 "$python" -m pytest -q -n 4 -m gpu tests/engine/test_half_precision.py ;;
         kernels) step kernels 4 "$python" $bench --impls ours copy sdpa --out "$out/results.csv" ;;

@@ -33,7 +33,9 @@ __all__ = [
 ]
 
 # What a function may be given as None.
-_OPTIONAL = ('norm_bias', 'mlp_norm_bias', 'scale', 'branch_scale')
+_OPTIONAL = (
+    'norm_bias', 'mlp_norm_bias', 'scale', 'branch_scale', 'normed', 'next_norm_weight', 'next_norm_bias',
+)  # fmt: skip
 _IMPLS = ('triton', 'chunked', 'reference')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _debug = os.environ.get('BIGLA_DEBUG', '0') == '1'
@@ -549,6 +551,9 @@ def block(
     fc2_weight: Tensor,
     scale: Tensor | None = None,
     branch_scale: Tensor | None = None,
+    normed: Tensor | None = None,
+    next_norm_weight: Tensor | None = None,
+    next_norm_bias: Tensor | None = None,
     *,
     num_heads: int,
     act: bool = False,
@@ -556,13 +561,14 @@ def block(
     head_eps: float = 1e-6,
     inner: torch.dtype | None = None,
     impl: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor | None]:
     """A block of ViG (arXiv 2405.18425, section 3.4), :func:`token_mixer` and :func:`residual_mlp`::
 
         s = x + branch_scale token_mixer(x)      y = s + scale mlp(norm(s))
 
     One operator sums up the gradients of x where it makes the last of them. The branch between the halves is not kept,
-    but made again for the backward; in half precision it may be added unrounded.
+    but made again for the backward; in half precision it may be added unrounded. With the vectors of the norm that the
+    next block begins with, ``'triton'`` makes that norm of y while it holds y.
 
     Args:
         x: (B, H, W, C); float16, bfloat16, float32 or float64.
@@ -570,18 +576,23 @@ def block(
             out_norm_weight, local_norm_weight, proj_weight: Of :func:`token_mixer`.
         mlp_norm_weight, mlp_norm_bias, fc1_weight, fc2_weight, scale, branch_scale: Of :func:`residual_mlp`, there
             norm_weight and norm_bias without `mlp_`.
+        normed: What the block before this one returned behind x, (B, H, W, C) of dtype inner, in place of x's norm. The
+            gradients are those of the norm all the same. None: it is made here, as it is without ``'triton'``.
+        next_norm_weight, next_norm_bias: The next block's norm_weight and norm_bias.
         num_heads, act, head_eps: Of :func:`token_mixer`.
-        eps: Added to the mean square in the norms of x and s.
+        eps: Added to the mean square in the norms of x, s and y.
         inner: The dtype of what is multiplied, and of the branch, x's when None; ``'reference'`` has float32 or wider.
         impl: As in :func:`bigla`.
 
     Returns:
-        y (B, H, W, C), of the wider dtype of x and inner.
+        y (B, H, W, C), of the wider dtype of x and inner. With next_norm_weight y and, for the next block's `normed`,
+        its norm, which passes no gradient on, or None unless it is ``'triton'``. In half precision the norm may be that
+        of y unrounded.
 
     Raises:
-        TypeError: An argument is no tensor, or a dtype is none of these.
-        ValueError: Shapes or devices do not agree, a scale requires a gradient, impl is unknown or does not serve the
-            arguments.
+        TypeError: An argument is no tensor, or a dtype is none of these; normed is not of inner.
+        ValueError: Shapes or devices do not agree, a scale requires a gradient, there is a next_norm_bias without its
+            weight, impl is unknown or does not serve the arguments.
     """
     tensors = composed.MixerTensors(
         x, norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight, decay_bias,
@@ -595,19 +606,31 @@ def block(
         'scale': scale,
         'branch_scale': branch_scale,
     }
-    given, inner = _given(tensors._asdict() | more, inner, impl)
+    handed = {'normed': normed, 'next_norm_weight': next_norm_weight, 'next_norm_bias': next_norm_bias}
+    given, inner = _given(tensors._asdict() | more | handed, inner, impl)
     _validate_mixer(tensors, given, num_heads)
     _validate_mlp(x.shape[-1], fc1_weight, fc2_weight)
     C, samples = x.shape[-1:], x.shape[:1]
-    _validate_shapes(given, mlp_norm_weight=C, mlp_norm_bias=C, scale=samples, branch_scale=samples)
+    _validate_shapes(
+        given, mlp_norm_weight=C, mlp_norm_bias=C, scale=samples, branch_scale=samples, normed=x.shape,
+        next_norm_weight=C, next_norm_bias=C,
+    )  # fmt: skip
     _validate_scales(scale=scale, branch_scale=branch_scale)
+    if normed is not None and normed.dtype != inner:
+        raise TypeError(f'normed must have dtype inner {inner}, got {normed.dtype}')
+    if next_norm_bias is not None and next_norm_weight is None:
+        raise ValueError('next_norm_bias needs next_norm_weight, which is None')
+    args = num_heads, act, eps, head_eps, inner
     if x.numel() == 0:
-        return _nothing(x, given, torch.promote_types(x.dtype, inner))
-    args = tensors, *more.values(), num_heads, act, eps, head_eps, inner
-    chosen = _choose(impl, x, _no_wide_heads(tensors, given, inner, num_heads))
-    if chosen == 'chunked':
-        return composed.block(chunked.bigla, *args)
-    return _module(chosen).block(*args)
+        y, n = _nothing(x, given, torch.promote_types(x.dtype, inner)), None
+    elif (chosen := _choose(impl, x, _no_wide_heads(tensors, given, inner, num_heads))) == 'triton':
+        constants = (None if t is None else t.detach() for t in handed.values())
+        y, n = _module(chosen).block(tensors, *more.values(), *constants, *args)
+    elif chosen == 'chunked':
+        y, n = composed.block(chunked.bigla, tensors, *more.values(), *args), None
+    else:
+        y, n = reference.block(tensors, *more.values(), *args), None
+    return y if next_norm_weight is None else (y, n)
 
 
 @contextmanager

@@ -126,11 +126,14 @@ def _(q: Tensor, k: Tensor, v: Tensor, g_fwd: Tensor, g_bwd: Tensor, scale: floa
     return v.new_empty(v.shape)
 
 
-def _block(x: Tensor, *tensors: Tensor | None, scale: None, branch_scale: None, **options: Any) -> Tensor:
+def _block(
+    x: Tensor, *tensors: Tensor | None, scale: None, branch_scale: None, next_norm_weight: Tensor | None, **options: Any
+) -> Tensor | tuple[Tensor, None]:
     """`bigla.block`, without stochastic depth, by its parts: the counter sees their products, and BiGLA as one."""
     mixer = composed.MixerTensors(x, *tensors[:12])
     order = 'num_heads', 'act', 'eps', 'head_eps', 'inner'
-    return composed.block(_operator, mixer, *tensors[12:], scale, branch_scale, *(options[name] for name in order))
+    y = composed.block(_operator, mixer, *tensors[12:], scale, branch_scale, *(options[name] for name in order))
+    return y if next_norm_weight is None else (y, None)
 
 
 def count_flops(model: nn.Module, run: Callable[[], Any], form: str = 'recurrence') -> Flops:

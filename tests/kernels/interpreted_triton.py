@@ -7,6 +7,7 @@ GPU's tests.
 
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bigla.triton as kernels
-from bigla import bigla, bigla_mixer, block, depthwise_conv, norm_depthwise_conv, residual_mlp
+from bigla import add_norm, bigla, bigla_mixer, block, depthwise_conv, norm_depthwise_conv, residual_mlp
 from bigla.triton import backward, forward, merge, mlp, primitives, stem, sums
 from bigla.triton.primitives import Gates
 
@@ -501,6 +502,28 @@ def test_half_a_block_as_one_operator(half_block, derive, monkeypatch):
         dx.sum().backward()
 
 
+@pytest.mark.parametrize('bias', [False, True], ids=['RMSNorm', 'LayerNorm'])
+def test_blocks_hand_over_norms(bias, whole_block, derive):
+    """One that is handed over is taken as it is, and changes no gradient, whatever the next one is."""
+    options = dict(num_heads=2, act=True, inner=torch.float16, impl='triton')
+    x, *parameters = whole_block(2, 5, 4, 16, num_heads=2, rank=5, H=24, bias=bias)
+    following = dict(zip(('next_norm_weight', 'next_norm_bias'), parameters[:2]))
+    y, normed = block(x, *parameters, **options, **following)
+    assert y.equal(block(x, *parameters, **options)) and normed.dtype == torch.float16 and not normed.requires_grad
+    assert normed.equal(add_norm(y, None, *parameters[:2], dtype=torch.float16, impl='triton')[1])
+
+    def run(*tensors, **more):
+        out = block(*tensors, **more, **options)
+        return out[:1] if 'next_norm_weight' in more else (out,)
+
+    alone, handed, further = (
+        derive(partial(run, **more), [y, *parameters])
+        for more in ({}, dict(normed=normed), dict(normed=normed, **following))
+    )
+    assert all(a.equal(b) and a.equal(c) for a, b, c in zip(alone, handed, further, strict=True))
+    assert block(y, *parameters, normed=0 * normed, **options).ne(alone[0]).any()
+
+
 def test_what_its_parts_keep(half_block):
     """For the backward of what surrounds the mixer: the stream and the branch alone, beside parameters."""
     C = 64
@@ -520,7 +543,10 @@ def test_what_its_parts_keep(half_block):
 
 
 def test_what_a_block_keeps(whole_block):
-    """For the backward: x, and in half precision what was convolved, projected and mixed, and o; no norm, no branch."""
+    """For the backward: x, and in half precision what was convolved, projected and mixed, and o; no norm, no branch.
+
+    Nor a norm that is handed over, or was.
+    """
     B, H, W, C, R = 2, 9, 8, 64, 16
     x, *parameters = whole_block(B, H, W, C, num_heads=2, rank=R, H=48)
     kept = {}
@@ -531,7 +557,8 @@ def test_what_a_block_keeps(whole_block):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x.requires_grad_(), *parameters, num_heads=2, inner=torch.float16, impl='triton')
+        more = dict(normed=x.detach().half(), next_norm_weight=parameters[0])
+        block(x.requires_grad_(), *parameters, **more, num_heads=2, inner=torch.float16, impl='triton')
     tokens, half = B * H * W, torch.float16
     packed = (tokens * (3 * C + R), half)
     states = (B * 2 * -(-H * W // 32) * 2 * 16 * 32, torch.float32)
@@ -591,11 +618,12 @@ def test_block_parts_as_operators(first_half, whole_block):
     for keep in (True, False):
         tensors = whole_block(2, 3, 4, 8, num_heads=2, rank=5, H=6, bias=keep)
         tensors += [None, torch.rand(2)] if keep else [torch.rand(2), None]
+        tensors += [torch.rand(2, 3, 4, 8).half(), *torch.rand(2, 8)] if keep else [None] * 3
         options = 2, True, 1e-6, 1e-5, half, 16, True, keep
         check(ops.block, (tensors[0].requires_grad_(keep), *tensors[1:], *options))
     tensors = [t if t is None else t.detach() for t in tensors]
-    y, *kept = ops.block(*tensors, *options[:-1], True)
-    check(ops.block_backward, (y, *tensors, *kept, *options[:-1], True))
+    y, _, *kept = ops.block(*tensors, *options[:-1], True)
+    check(ops.block_backward, (y, *tensors[:-3], *kept, *options[:-1], True))
     image, taps, vectors = torch.randn(1, 6, 5, 2), torch.randn(4, 2, 3, 3), torch.randn(3, 4).unbind()
     options = 2, 1e-5, 'gelu', torch.float32, torch.float32
     check(ops.conv_norm, (image, taps.requires_grad_(), *vectors, *options))

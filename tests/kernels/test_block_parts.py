@@ -91,7 +91,11 @@ def test_a_block_is_its_halves(impl, whole_block):
     assert branch.dtype == torch.bfloat16 and got.dtype == torch.float32
     torch.testing.assert_close(got, want, atol=0.05, rtol=0)
     torch.testing.assert_close(want, same, atol=0.05, rtol=0)
-    none = block(x, *parameters, 0 * scale, 0 * branch_scale, num_heads=2, **options)
+    handed = dict(normed=torch.zeros_like(x).bfloat16(), next_norm_weight=x[0, 0, 0])  # made again, and not made
+    options |= dict(num_heads=2, act=True, eps=1e-3, head_eps=1e-4)
+    y, normed = block(x, *parameters, scale, branch_scale, **handed, **options)
+    assert y.equal(got) and normed is None
+    none = block(x, *parameters, 0 * scale, 0 * branch_scale, **options)
     assert none.equal(x) and got[2].ne(x[2]).any() and got[1].ne(x[1]).any()
 
 
@@ -129,6 +133,10 @@ def changed_block(whole_block, num_heads: int = 2, impl: str | None = None, **ch
         (dict(proj_weight=torch.zeros(8, 8, device='meta')), ValueError, 'proj_weight is on meta, but x is on cpu'),
         (dict(impl='triton'), ValueError, "impl='triton' cannot serve these arguments: x must be on an NVIDIA GPU"),
         (dict(inner=torch.int8), TypeError, 'inner must be float16'),
+        (dict(normed=torch.zeros(2, 12, 8)), ValueError, r'normed must have shape \(2, 3, 4, 8\), got \(2, 12, 8\)'),
+        (dict(normed=torch.zeros(2, 3, 4, 8).half()), TypeError, 'normed must have dtype inner torch.float32, got'),
+        (dict(next_norm_weight=torch.zeros(4)), ValueError, r'next_norm_weight must have shape \(8,\), got \(4,\)'),
+        (dict(next_norm_bias=torch.zeros(8)), ValueError, 'next_norm_bias needs next_norm_weight, which is None'),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
 )

@@ -16,13 +16,13 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from bigla.triton import unsupported  # noqa: E402
+from bigla.triton import forward, launch, unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.casts import cast, scaled  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.decay import launch_decay_grad  # noqa: E402
 from bigla.triton.forward import buffers, launch_forward  # noqa: E402
-from bigla.triton.launch import KNOWN  # noqa: E402
+from bigla.triton.launch import KNOWN, loses_bits  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
 from bigla.triton.mlp import (  # noqa: E402
@@ -33,7 +33,7 @@ from bigla.triton.mlp import (  # noqa: E402
     launch_residual_mlp,
     launch_swiglu,
 )
-from bigla.triton.norm import launch_norm, launch_norm_grad  # noqa: E402
+from bigla.triton.norm import Norm, launch_norm, launch_norm_grad  # noqa: E402
 from bigla.triton.primitives import FEW, LONG, TABLE, Gates, chunk_size  # noqa: E402
 from bigla.triton.stem import launch_conv_norm, launch_conv_weight_grad  # noqa: E402
 from bigla.triton.sums import Sums  # noqa: E402
@@ -71,8 +71,13 @@ def compiled(monkeypatch) -> Callable[..., list]:
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        launched.append((self.__name__, kernel))
-        assert waits_first(kernel) == (KNOWN and kernel.metadata.target.arch >= 90)
+        # Of what LLVM makes wrong this alone is known, and it is short: more of it would be slow.
+        assert not KNOWN or not loses_bits(kernel.asm['ptx']) or self.__name__ == 'out_kernel'
+        if not warmup or not KNOWN:
+            launched.append((self.__name__, kernel))
+            assert waits_first(kernel) == (KNOWN and kernel.metadata.target.arch >= 90)
+            assert not KNOWN or not loses_bits(kernel.asm['ptx'])
+        return kernel if warmup else None
 
     def compiled(arch: int, L: int, K: int, V: int, dtype: torch.dtype, B: int = 2, nh: int = 3) -> list:
         target(arch)
@@ -342,12 +347,27 @@ def test_block_parts(arch, compiled, tmp_path):
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
 
 
+@pytest.mark.skipif(not KNOWN, reason='another Triton may not do it')
+def test_what_llvm_makes_wrong(compiled, monkeypatch):
+    """Of a short chunk in float16 the outputs of rows 4 to 7 were wrong; the fixture looks at what is launched."""
+    checked = []
+    monkeypatch.setattr(launch, 'loses_bits', lambda ptx: checked.append(loses_bits(ptx)) or checked[-1])
+    for caches in (forward.out_kernel.variants, forward.out_kernel.jitted.device_caches):
+        caches.clear()
+    q = torch.empty(2, 12, 1, 16, dtype=torch.float16, device='meta')
+    compiled.target(90)
+    launch_forward(q, q, q, Gates(q, q, False), 1.0, 16, True)
+    assert checked == [True, False] and [name for name, _ in compiled.launched] == ['out_kernel']
+
+
 needs_gluon = pytest.mark.skipif(not KNOWN, reason='needs Triton 3.6')
 
 
-def half_a_block(C: int, H: int, stream: torch.dtype, dtype: torch.dtype, bias: bool = False, **factors) -> tuple:
+def half_a_block(
+    C: int, H: int, stream: torch.dtype, dtype: torch.dtype, bias: bool = False, L: int = 6000, **factors
+) -> tuple:
     """z, the projection and the other tensors of `launch_projected_mlp`."""
-    x = torch.empty(2, 6000, C, dtype=stream, device='meta')
+    x = torch.empty(2, L, C, dtype=stream, device='meta')
     proj, fc1, fc2 = (torch.empty(shape, dtype=dtype, device='meta') for shape in ((C, C), (2 * H, C), (C, H)))
     weight, factor = torch.empty(C, device='meta'), torch.empty(2, device='meta')
     scale, branch_scale = (factor if factors.get(name) else None for name in ('scale', 'branch_scale'))
@@ -366,26 +386,32 @@ def half_a_block(C: int, H: int, stream: torch.dtype, dtype: torch.dtype, bias: 
     ids=str,
 )
 def test_end_of_a_block_on_hopper(C, H, stream, dtype, compiled, tmp_path):
-    """All variants: no spills, and products that run while others do."""
+    """Variants by all pairs of options: no spills but one of two registers, and products that run while others do."""
     compiled.target(90)
+    may_spill = []
     for bias, scale, branch_scale in product((False, True), repeat=3):
-        options = dict(bias=bias, scale=scale, branch_scale=branch_scale)
+        few, handed = bias != scale, scale != branch_scale
+        options = dict(bias=bias, scale=scale, branch_scale=branch_scale, L=4100 if few else 6000)
         z, proj, half = half_a_block(C, H, stream, dtype, **options)
-        y = launch_projected_mlp(z, proj, half, 1e-5)
+        following = Norm(half.norm_weight, half.norm_bias) if handed else None
+        may_spill.append(bias and scale and handed)
+        y, normed = launch_projected_mlp(z, proj, half, 1e-5, following)
         assert y.shape == half.x.shape and y.dtype == half.x.dtype
+        assert normed is None if following is None else (normed.shape, normed.dtype) == (z.shape, dtype)
     assert [name for name, _ in compiled.launched] == ['block_end_kernel'] * 8
-    for _, kernel in compiled.launched:
+    for spills, (_, kernel) in zip(may_spill, compiled.launched):
         assert kernel.metadata.shared <= SHARED[90] * 1024
-        assert code(kernel, tmp_path, 128).stack == 0
+        assert code(kernel, tmp_path, 128).stack <= 8 * spills
         assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
 
 
 @needs_gluon
+@pytest.mark.parametrize('M', [8000, 12000])
 @pytest.mark.parametrize('C, H, dtype', [(192, 512, BF16), (96, 256, torch.float16), (40, 96, BF16)], ids=str)
-def test_gradient_of_the_mlp_on_hopper(C, H, dtype, compiled, tmp_path):
+def test_gradient_of_the_mlp_on_hopper(C, H, dtype, M, compiled, tmp_path):
     """No spills, and products that run while others do."""
     compiled.target(90)
-    shapes = (8000, C), (8000, C), (2 * H, C), (C, H)
+    shapes = (M, C), (M, C), (2 * H, C), (C, H)
     launch_mlp_grad(*(torch.empty(shape, dtype=dtype, device='meta') for shape in shapes))
     [(name, kernel)] = compiled.launched
     assert name == 'mlp_grad_kernel' and kernel.metadata.shared <= SHARED[90] * 1024
@@ -437,7 +463,7 @@ def test_what_hopper_takes(compiled, monkeypatch):
     compiled.target(90)
     z, proj, half = half_a_block(192, 512, torch.float32, BF16)
     rest = half.fc2, half.x, half.fc1, proj
-    for what, few in (('block_end', 5000), ('mlp_grad', 6000), ('swiglu', 4000), ('swiglu_grad', 4000)):
+    for what, few in (('block_end', 2000), ('mlp_grad', 5000), ('swiglu', 4000), ('swiglu_grad', 4000)):
         assert _on_hopper(what, z, 512, *rest)
         assert not _on_hopper(what, z[:1, :few], 512, *rest)
         assert not _on_hopper(what, shifted(z), 512, *rest)

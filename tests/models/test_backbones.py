@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+import bigla
 from mmvig.models import ViG, ViGH
 from mmvig.models.layers import LayerNorm
 
@@ -236,6 +237,37 @@ def test_tokens_move_without_copies(cls):
         )
     net(torch.rand(2, 3, 96, 128))
     assert dense and all(dense)
+
+
+def test_blocks_hand_over_norms(monkeypatch):
+    """Not from what a hook has changed, not to or from a block of another kind, and not where blocks are recomputed."""
+    seen = []
+
+    def noted(*tensors, normed, next_norm_weight, next_norm_bias, **options):
+        y = bigla.block(*tensors, **options)
+        seen.append((normed, None if next_norm_weight is None else y.sum()))
+        return y if next_norm_weight is None else (y, seen[-1][1])
+
+    monkeypatch.setattr('mmvig.models.layers.block.bigla_block', noted)
+    net, image = ViG(NANO[ViG] | dict(depth=4)), torch.rand(1, 3, 64, 96)
+
+    def handed(net) -> list[bool]:
+        seen.clear()
+        net(image)
+        given, left = zip(*seen)
+        assert all(a is None or a is b for a, b in zip(given[1:], left))
+        return [a is not None for a in given]
+
+    assert handed(net) == [False, True, True, True]
+    hook = net.blocks[1].register_forward_hook(lambda _, inputs, out: out + 1)
+    assert handed(net) == [False, True, False, True]
+    hook.remove()
+    net.with_cp = True
+    assert handed(net.train()) == [False] * 4
+    with torch.no_grad():
+        assert handed(net) == [False, True, True, True]
+        net.blocks[2] = torch.nn.Identity()
+        assert handed(net) == [False, True, False]
 
 
 def test_position_embedding_follows_the_image():

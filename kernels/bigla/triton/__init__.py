@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..composed import MixerTensors
 from .backward import launch_backward
-from .casts import cast
+from .casts import cast, to_cast
 from .conv import launch_conv, launch_conv_grad
 from .forward import buffers, launch_forward
 from .mixer import launch_mixer, launch_mixer_grad, launch_token_mixer, launch_token_mixer_grad, token_rows
@@ -29,7 +29,7 @@ from .mlp import (
     launch_residual_mlp,
     launch_residual_mlp_grad,
 )
-from .norm import launch_norm, launch_norm_grad
+from .norm import Norm, launch_norm, launch_norm_grad
 from .primitives import INTERPRETED, Gates, chunk_size
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
 from .sums import Sums
@@ -161,13 +161,18 @@ def residual_mlp(
 
 def block(
     t: MixerTensors, norm_weight: Tensor, norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None,
-    branch_scale: Tensor | None, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """`api.block` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against."""
+    branch_scale: Tensor | None, normed: Tensor | None, next_weight: Tensor | None, next_bias: Tensor | None,
+    num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`api.block` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against.
+
+    Behind y the norm of y, or nothing without a `next_weight`; `normed` and both vectors require no gradient.
+    """
     _, H, W, dims = t.x.shape
     tensors = *t, norm_weight, norm_bias, fc1, fc2
     chunks = _chunks(H * W, dims // (2 * num_heads), inner, tensors)
-    return _block(*tensors, scale, branch_scale, num_heads, act, eps, head_eps, inner, *chunks)
+    more = scale, branch_scale, normed, next_weight, next_bias
+    return _block(*tensors, *more, num_heads, act, eps, head_eps, inner, *chunks)
 
 
 def token_mixer(t: MixerTensors, num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype) -> Tensor:
@@ -189,6 +194,7 @@ def _differentiable(
     backward: Callable,
     fake_backward: Callable,
     results: int = 1,
+    besides: int = 0,
     keep: Callable[[tuple, tuple], tuple] | None = None,
     first_on_demand: bool = False,
 ) -> Callable:
@@ -202,12 +208,13 @@ def _differentiable(
             tensors, anything for those that are None.
         fake_backward: The same for shapes alone.
         results: How many of the returned tensors are results, with gradients.
+        besides: How many behind these are results without.
         keep: Chooses what to keep for the backward from forward's tensors and the returned ones. By default these are
             the tensors and what was returned behind the results.
         first_on_demand: `backward` takes, last, whether the first tensor's gradient is wanted.
 
     Returns:
-        A function of forward's arguments that returns its result, or a tuple of its results.
+        A function of forward's arguments that returns its result, or a tuple of its results, both kinds of them.
     """
     name = forward.__name__.removeprefix('_run_')
 
@@ -232,16 +239,16 @@ def _differentiable(
         return output if isinstance(output, tuple) else (output,)
 
     def chosen(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        return outputs[0] if results == 1 else outputs[:results]
+        return outputs[0] if results + besides == 1 else outputs[: results + besides]
 
     def save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(results > 1)
         ctx.options = inputs[count:]
         ctx.save_for_backward(*keep(inputs[:count], outputs))
 
     def setup_context(ctx, inputs: tuple, output: Any) -> None:
         save(ctx, inputs, tuple_of(output))
         ctx.mark_non_differentiable(*tuple_of(output)[results:])
-        ctx.set_materialize_grads(results > 1)
 
     def with_gradient(ctx, grads: tuple, gradient: Callable) -> tuple:
         wanted = ctx.needs_input_grad[:count]
@@ -268,6 +275,7 @@ def _differentiable(
     def run(ctx, *inputs):
         outputs = tuple_of(forward(*inputs))
         save(ctx, inputs, outputs)
+        ctx.mark_non_differentiable(*outputs[results : results + besides])
         return chosen(outputs)
 
     def run_backward(ctx, *grads):
@@ -401,8 +409,8 @@ def _run_token_mixer(
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        packed, proj = cast(inner, t.packed, [proj_weight])
-        z, *kept = launch_token_mixer(t, packed, num_heads, act, eps, head_eps, C, one, keep)
+        casts, (packed, proj) = to_cast(inner, t.packed, [proj_weight])
+        z, *kept = launch_token_mixer(t, packed, num_heads, act, eps, head_eps, C, one, keep, casts=casts)
         branch = F.linear(z, proj).view(x.shape)
     return branch, z if keep else z.new_empty(0), *kept
 
@@ -680,28 +688,35 @@ def _run_block(
     gate_weight: Tensor, low_weight: Tensor, decay_weight: Tensor, decay_bias: Tensor, gate_bias: Tensor,
     out_norm_weight: Tensor, local_norm_weight: Tensor, proj_weight: Tensor, mlp_norm_weight: Tensor,
     mlp_norm_bias: Tensor | None, fc1: Tensor, fc2: Tensor, scale: Tensor | None, branch_scale: Tensor | None,
+    normed: Tensor | None, next_weight: Tensor | None, next_bias: Tensor | None,
     num_heads: int, act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     t = MixerTensors(
         x.contiguous(), norm_weight, norm_bias, conv_weight, qkv_weight, gate_weight, low_weight, decay_weight,
         decay_bias, gate_bias, out_norm_weight, local_norm_weight, proj_weight,
     )  # fmt: skip
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        packed, proj, *weights = cast(inner, t.packed, [proj_weight], [fc1], [fc2])
-        z, *kept = launch_token_mixer(t, packed, num_heads, act, eps, head_eps, C, one, keep)
+        casts, (packed, proj, *weights) = to_cast(inner, t.packed, [proj_weight], [fc1], [fc2])
+        if normed is not None:
+            normed = normed.contiguous()
+        z, *kept = launch_token_mixer(t, packed, num_heads, act, eps, head_eps, C, one, keep, normed, casts)
         half = _half(t.x, None, mlp_norm_weight, mlp_norm_bias, *weights, scale, branch_scale)
-        y = launch_projected_mlp(z, proj, half, eps)
-    return y, z if keep else z.new_empty(0), *kept
+        following = None
+        if next_weight is not None:
+            following = Norm(next_weight.contiguous(), None if next_bias is None else next_bias.contiguous())
+        y, next_normed = launch_projected_mlp(z, proj, half, eps, following)
+    return y, z.new_empty(0) if next_normed is None else next_normed, z if keep else z.new_empty(0), *kept
 
 
 def _fake_block(
-    x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, mw, mb, fc1, fc2, scale, branch_scale, num_heads, act, eps,
-    head_eps, inner, C, one, keep,
+    x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, mw, mb, fc1, fc2, scale, branch_scale, normed, next_weight,
+    next_bias, num_heads, act, eps, head_eps, inner, C, one, keep,
 ):  # fmt: skip
     kept = _fake_token_mixer(
         x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, num_heads, act, eps, head_eps, inner, C, one, keep
     )[1:]
-    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, inner)), *kept
+    next_normed = x.new_empty(0 if next_weight is None else x.shape, dtype=inner)
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, inner)), next_normed, *kept
 
 
 def _run_block_backward(
@@ -713,7 +728,7 @@ def _run_block_backward(
     act: bool, eps: float, head_eps: float, inner: torch.dtype, C: int, one: bool, keep: bool,
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-    Tensor, Tensor, Tensor, Tensor, Tensor
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
     if not keep:
         raise RuntimeError(NOT_KEPT.format('block'))
@@ -731,7 +746,7 @@ def _run_block_backward(
             sums, dbranch, dx, t, packed, proj, z, local, projected, saved, num_heads, act, eps, head_eps, C, one
         )
     grads = _as_dense((*grads, *of_mlp), (*t, mlp_norm_weight, mlp_norm_bias, fc1, fc2))
-    return *grads, dx.new_empty(0), dx.new_empty(0)  # of the factors there is none
+    return *grads, *(dx.new_empty(0) for _ in range(5))  # of factors and of what is normed there is none
 
 
 def _fake_block_backward(
@@ -739,7 +754,7 @@ def _fake_block_backward(
 ):  # fmt: skip
     nb, mb = nw if nb is None else nb, mw if mb is None else mb
     tensors = x, nw, nb, cw, qkv, gw, low, dw, db, gb, ow, lw, pw, mw, mb, fc1, fc2
-    return *(t.new_empty(t.shape) for t in tensors), x.new_empty(0), x.new_empty(0)
+    return *(t.new_empty(t.shape) for t in tensors), *(x.new_empty(0) for _ in range(5))
 
 
 _bigla = _differentiable(_run_bigla, _fake_bigla, _run_bigla_backward, _fake_bigla_backward)
@@ -770,4 +785,11 @@ _gated_mlp = _differentiable(_run_gated_mlp, _fake_gated_mlp, _run_gated_mlp_bac
 _residual_mlp = _differentiable(
     _run_residual_mlp, _fake_residual_mlp, _run_residual_mlp_backward, _fake_residual_mlp_backward
 )
-_block = _differentiable(_run_block, _fake_block, _run_block_backward, _fake_block_backward)
+_block = _differentiable(
+    _run_block,
+    _fake_block,
+    _run_block_backward,
+    _fake_block_backward,
+    besides=1,
+    keep=lambda tensors, outputs: (*tensors[:-3], *outputs[2:]),  # not what is normed, which is made again
+)

@@ -8,7 +8,7 @@ With x zero outside the grid, p = conv(x), y = SiLU(p) or p, and dp = dy SiLU'(p
 
 The gradients of x and of the weights look at the same nine neighbours of dp: one pass makes both. p is computed again
 where dp needs it, not kept. Weights' gradients are summed program by program and then over the programs, so that
-results are the same bits on every run.
+results are the same bits on every run. What the products behind the convolution need cast, its launch casts beside it.
 """
 
 import torch
@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate, activate_grad
+from .casts import SIZE, Casts, cast_piece
 from .launch import begin, kernel
 from .primitives import ceil_div
 from .sums import Sums
@@ -79,13 +80,11 @@ def convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS: tl.constexpr):
     return sums
 
 
-@kernel(do_not_specialize=('H', 'W'))
-def conv_kernel(
+@triton.jit
+def convolve_tile(
     x, weight, dy, out, x_s, dy_s, out_s, H, W, C,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    """y; GRAD: dp of a convolution with SiLU."""
-    begin(not GRAD)
     h, w, c, b = place(H, W, ROWS, COLUMNS, CHANNELS)
     sums = convolve(x, x_s, weight, b, h, w, c, H, W, C, ROWS)
     for o in tl.static_range(ROWS):
@@ -96,6 +95,21 @@ def conv_kernel(
             else:
                 p = activate(p, 'silu', out.dtype.element_ty)
         store_tokens(out, out_s, p, b, h + o, w, c, H, W, C)
+
+
+@kernel(do_not_specialize=('H', 'W', 'N'))
+def conv_kernel(
+    x, weight, dy, out, sources, targets, sizes, x_s, dy_s, out_s, H, W, C, N,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACT: tl.constexpr, GRAD: tl.constexpr,
+    COUNT: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """y; GRAD: dp of a convolution with SiLU. From the N-th program on, COUNT other tensors are cast."""
+    begin(not GRAD)
+    if tl.program_id(0) < N:
+        convolve_tile(x, weight, dy, out, x_s, dy_s, out_s, H, W, C, ROWS, COLUMNS, CHANNELS, ACT, GRAD)
+    else:
+        i = (tl.program_id(0) - N) * tl.num_programs(1) + tl.program_id(1)
+        cast_piece(i, sources, targets, sizes, COUNT, SIZE)
 
 
 @kernel(do_not_specialize=('H', 'W'))
@@ -152,14 +166,23 @@ def grid(B: int, H: int, W: int, C: int, rows: int) -> tuple[int, int]:
 TILE = dict(COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS)
 
 
-def launch_conv(x: Tensor, weight: Tensor, act: bool) -> Tensor:
-    """y (B, H, W, C), contiguous, of x (B, H, W, C) and weight (C, 1, 3, 3), contiguous."""
+def launch_conv(x: Tensor, weight: Tensor, act: bool, casts: Casts | None = None) -> Tensor:
+    """y (B, H, W, C), contiguous, of x (B, H, W, C) and weight (C, 1, 3, 3), contiguous.
+
+    Programs behind those of y do the `casts`, if there is an x.
+    """
     B, H, W, C = x.shape
     x = dense(x)
     y = x.new_empty(B, H, W, C)
     if y.numel():
+        N, across = grid(B, H, W, C, ROWS)
+        more = 0 if casts is None else ceil_div(casts.pieces, across)
+        sources, targets, sizes = casts or Casts((x,), (y,), (0,))
         strides = x.stride()[:3], y.stride()[:3], y.stride()[:3]
-        conv_kernel[grid(B, H, W, C, ROWS)](x, weight, y, y, *strides, H, W, C, ROWS=ROWS, ACT=act, GRAD=False, **TILE)
+        conv_kernel[N + more, across](
+            x, weight, y, y, sources, targets, sizes, *strides, H, W, C, N,
+            ROWS=ROWS, ACT=act, GRAD=False, COUNT=len(sizes) if more else 0, SIZE=SIZE, **TILE,
+        )  # fmt: skip
     return y
 
 
@@ -173,9 +196,11 @@ def launch_conv_grad(sums: Sums, dy: Tensor, x: Tensor, weight: Tensor, act: boo
     if act:
         dy, dp = dp, torch.empty_like(dx)
         strides = x.stride()[:3], dy.stride()[:3], dp.stride()[:3]
-        conv_kernel[grid(B, H, W, C, DP_ROWS)](
-            x, weight, dy, dp, *strides, H, W, C, ROWS=DP_ROWS, ACT=True, GRAD=True, **TILE
-        )
+        programs = grid(B, H, W, C, DP_ROWS)
+        conv_kernel[programs](
+            x, weight, dy, dp, (x,), (x,), (0,), *strides, H, W, C, programs[0],
+            ROWS=DP_ROWS, ACT=True, GRAD=True, COUNT=0, SIZE=SIZE, **TILE,
+        )  # fmt: skip
     programs = grid(B, H, W, C, ROWS * WALK)
     parts = x.new_empty(programs[0], 9 * C, dtype=torch.float32)
     strides = x.stride()[:3], dp.stride()[:3], dx.stride()[:3]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..composed import MixerTensors
 from .backward import launch_backward
+from .casts import Casts
 from .conv import launch_conv, launch_conv_grad
 from .decay import launch_decay_grad
 from .forward import launch_forward
@@ -85,16 +86,18 @@ def launch_mixer_grad(
 
 def launch_token_mixer(
     t: MixerTensors, packed: Tensor, num_heads: int, act: bool, eps: float, head_eps: float, C: int, one: bool,
-    keep: bool,
+    keep: bool, normed: Tensor | None = None, casts: Casts | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """z (B, L, dims), whose product with the projection is the branch, and for the backward what was convolved and its
     packed projection, both (B, L, ..), and what `launch_mixer` returns besides z: six empty tensors unless `keep`.
 
-    `packed` are the weights of q, k, v, gate and low rank, dense and of the dtype of all these.
+    `packed` are the weights of q, k, v, gate and low rank, dense and of the dtype of all these, like the norm of x,
+    which is made unless it is there. `casts` are done before `packed` is looked at.
     """
-    local = launch_conv(  # which alone holds the norm: it is gone before the projection is there
-        launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, packed.dtype)[1], t.conv_weight.contiguous(), act
-    ).flatten(1, 2)
+    if normed is None:
+        normed = launch_norm(t.x, None, t.norm_weight, t.norm_bias, eps, packed.dtype)[1]
+    local = launch_conv(normed, t.conv_weight.contiguous(), act, casts).flatten(1, 2)
+    del normed  # one that is its own is gone before the projection is there
     projected = F.linear(local, packed)
     z, *saved = launch_mixer(projected, local, *t.of_heads, num_heads, head_eps, act, C, one, keep)
     return z, *((local, projected, *saved) if keep else (z.new_empty(0) for _ in range(6)))

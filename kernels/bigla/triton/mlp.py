@@ -25,7 +25,7 @@ from torch import Tensor
 from .activations import sigmoid
 from .casts import scaled
 from .launch import KNOWN, begin, kernel
-from .norm import launch_norm, launch_norm_grad, load_branch, load_factor
+from .norm import Norm, launch_norm, launch_norm_grad, load_branch, load_factor
 from .primitives import INTERPRETED, block, capability, ceil_div, plain_precision
 from .products import add_product, product
 from .sums import Sums
@@ -261,11 +261,17 @@ def launch_residual_mlp(t: Half, eps: float) -> Tensor:
     return y
 
 
-def launch_projected_mlp(z: Tensor, proj: Tensor, t: Half, eps: float) -> Tensor:
-    """`launch_residual_mlp` with z (.., C) times `proj` for the branch; both are dense, and of W1's dtype."""
+def launch_projected_mlp(
+    z: Tensor, proj: Tensor, t: Half, eps: float, following: Norm | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """`launch_residual_mlp` with z (.., C) times `proj` for the branch, and y's norm if there is one `following`.
+
+    Both factors are dense, and of W1's dtype, as the norm is.
+    """
     if _on_hopper('block_end', z, t.fc2.shape[1], t.x, t.fc1, t.fc2, proj) and t.x.dtype in (torch.float32, z.dtype):
-        return hopper.launch_block_end(z, proj, t, eps)
-    return launch_residual_mlp(t._replace(branch=F.linear(z, proj).view(t.x.shape)), eps)
+        return hopper.launch_block_end(z, proj, t, eps, following)
+    y = launch_residual_mlp(t._replace(branch=F.linear(z, proj).view(t.x.shape)), eps)
+    return y, None if following is None else launch_norm(y, None, *following, eps, z.dtype)[1]
 
 
 def _on_hopper(what: str, x: Tensor, H: int, *others: Tensor) -> bool:

@@ -9,6 +9,8 @@ u = s - m and r = (mean u^2 + eps)^-1/2::
 with the bracket in a LayerNorm alone; dx = ds, dbranch = f ds. Means, r and z are computed again in the backward.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,14 @@ from .activations import activate, activate_grad
 from .launch import begin, kernel
 from .primitives import block, ceil_div
 from .sums import Sums
+
+
+class Norm(NamedTuple):
+    """The vectors (C) of a norm, dense."""
+
+    weight: Tensor
+    bias: Tensor | None  # in a LayerNorm alone
+
 
 TILE, WARPS = 1024, 4  # elements a program holds of each tensor
 # The same of the gradient, whose programs take WALK tiles one after the other, for one row of partial sums, and read

@@ -1,6 +1,6 @@
 """What both backbones owe the OpenMMLab libraries: outputs, freezing, checkpointing, loading."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn as nn
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmvig.models.checkpoints import adapt_state_dict
+from mmvig.models.layers import Block
 from mmvig.models.layers.precision import autocast_dtype
 
 
@@ -107,11 +108,30 @@ class LinearBackbone(BaseModule):
                     module.eval()
         return self
 
+    @property
+    def recomputes(self) -> bool:
+        return self.with_cp and torch.is_grad_enabled()
+
     def run(self, block: nn.Module, *inputs) -> Tensor:
         """`block(*inputs)`, recomputed in the backward pass if `with_cp`."""
-        if self.with_cp and torch.is_grad_enabled():
+        if self.recomputes:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+    def run_in_turn(self, blocks: nn.ModuleList, x: Tensor) -> Iterator[Tensor]:
+        """What each block makes of what the one before it made (B, H, W, C).
+
+        That one has normed it for it, but where blocks are recomputed: a norm would be kept for this, beside x.
+        """
+        given = None
+        for block, following in zip(blocks, [*blocks[1:], None]):
+            if self.recomputes or not isinstance(block, Block):
+                x, given = self.run(block, x), None
+            else:
+                handed = [None]
+                x = block(x, given, following if isinstance(following, Block) else None, handed)
+                given = handed.pop()
+            yield x
 
     def tokens(self, image: Tensor) -> Tensor:
         """Checks (B, C, H, W) and returns it as (B, H, W, C), a view.

@@ -135,8 +135,7 @@ class ViG(LinearBackbone):
         x = self.stem(self.tokens(x))  # (B, h, w, C)
         x = x + resize_pos_embed(self.pos_embed, x.shape[1:3])
         outs = []
-        for i, block in enumerate(self.blocks):
-            x = self.run(block, x)
+        for i, y in enumerate(self.run_in_turn(self.blocks, x)):
             if i in self.out_indices:
-                outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2))
+                outs.append(getattr(self, f'norm{i}')(y).permute(0, 3, 1, 2))
         return tuple(outs)

@@ -158,8 +158,8 @@ class ViGAdapter(ViG):
         span = len(self.blocks) // NUM_INTERACTIONS
         for i, (injector, extractors) in enumerate(zip(self.injectors, self.extractors, strict=True)):
             x = self.run(injector, x, pyramid, grids)
-            for block in self.blocks[i * span : (i + 1) * span]:
-                x = self.run(block, x)
+            for y in self.run_in_turn(self.blocks[i * span : (i + 1) * span], x):
+                x = y
             for extractor in extractors:
                 pyramid = self.run(extractor, pyramid, x, grids)
 

@@ -145,8 +145,8 @@ class ViGH(LinearBackbone):
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage.downsample(x)
-            for block in stage.blocks:
-                x = self.run(block, x)
+            for y in self.run_in_turn(stage.blocks, x):
+                x = y
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
                 x, out = norm.beside(x) if i + 1 < len(self.stages) else (x, norm(x))

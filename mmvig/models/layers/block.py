@@ -45,10 +45,25 @@ class Block(nn.Module):
         self.mlp = GatedMLP(dims, mlp_multiple)
         self.drop_path = StochasticDepth(drop_path, mode='row')
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
+    def forward(
+        self,
+        x: Tensor,
+        given: tuple[Tensor, Tensor | None] | None = None,
+        following: 'Block | None' = None,
+        handed: list[tuple[Tensor, Tensor | None] | None] | None = None,
+    ) -> Tensor:
+        """Maps (B, H, W, C) to (B, H, W, C).
+
+        Args:
+            given: what the block before this one left in `handed`: its result and the norm that this one makes of it,
+                which counts if nobody, such as a hook, has put another x in its place.
+            following: the block after this one.
+            handed: the list in which to leave what that is given, so that hooks get a tensor.
+        """
         mixer, mlp = self.mixer, self.mlp
-        return bigla_block(
+        if following is not None and following.norm1.weight.shape != self.norm1.weight.shape:
+            following = None  # FSDP has taken its parameters away
+        y = bigla_block(
             x,
             self.norm1.weight,
             self.norm1.bias,
@@ -68,12 +83,19 @@ class Block(nn.Module):
             mlp.fc2.weight,
             branch_scale=self.depth_factors(x),
             scale=self.depth_factors(x),
+            normed=given[1] if given is not None and given[0] is x else None,
+            next_norm_weight=None if following is None else following.norm1.weight,
+            next_norm_bias=None if following is None else following.norm1.bias,
             num_heads=mixer.num_heads,
             act=mixer.act,
             eps=self.norm1.eps,
             head_eps=mixer.norm.eps,
             inner=autocast_dtype(x),
         )
+        if following is not None:
+            handed.append(y)
+            y = y[0]
+        return y
 
     def depth_factors(self, x: Tensor) -> Tensor | None:
         """What stochastic depth multiplies a branch by, a factor for each sample (B,): 0, or 1 / (1 - its chance)."""

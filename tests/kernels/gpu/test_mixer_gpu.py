@@ -6,6 +6,7 @@ import torch
 from bigla import add_norm, bigla_mixer, block, conv_norm, depthwise_conv, gated_mlp, residual_mlp
 from bigla.triton.launch import KNOWN
 from bigla.triton.mlp import Half, launch_mlp_grad, launch_projected_mlp, launch_swiglu
+from bigla.triton.norm import Norm
 from bigla.triton.stem import launch_conv_weight_grad, out_side
 from bigla.triton.sums import Sums
 
@@ -246,15 +247,26 @@ def end_of_a_block(B, L, C, H, dtype, stream, bias, scale, branch_scale):
     ],
 )
 def test_end_of_a_block(B, L, C, H, stream, bias, scale, branch_scale, dtype, by_both):
-    """Hopper's kernel against float64 and against the kernels of its parts; twenty times the same bits."""
+    """Hopper's kernel against float64 and against the kernels of its parts; twenty times the same bits.
+
+    The next block's norm, too, which asks for no other bits of what it is made of.
+    """
     z, proj, t = end_of_a_block(B, L, C, H, dtype, stream or dtype, bias, scale, branch_scale)
-    got, peer = by_both('launch_block_end', 'block_end', lambda: launch_projected_mlp(z, proj, t, 1e-5))
+    following = Norm(t.norm_weight.flip(0), t.norm_bias)
+    (got, normed), (peer, _) = by_both(
+        'launch_block_end', 'block_end', lambda: launch_projected_mlp(z, proj, t, 1e-5, following)
+    )
+    want = add_norm(got, None, *following, eps=1e-5, dtype=torch.float64, impl='reference')[1]
+    assert normed.dtype == dtype and (normed.double() - want).norm() <= 1.1 * ROUNDING[dtype] * want.norm()
     x, _, *vectors, fc1, fc2, scale, branch_scale = (None if v is None else v.double() for v in t)
     branch = z.double() @ proj.double().t()
     want = residual_mlp(x, branch, *vectors, fc1, fc2, scale, branch_scale, eps=1e-5, impl='reference')
     mine, theirs = ((y.double() - want).norm() / want.norm() for y in (got, peer))
     assert got.dtype == peer.dtype and mine <= 1.2 * theirs + ROUNDING[dtype] / 2, (mine, theirs)
-    assert all(launch_projected_mlp(z, proj, t, 1e-5).equal(got) for _ in range(20))
+    for _ in range(20):
+        y, n = launch_projected_mlp(z, proj, t, 1e-5, following)
+        assert y.equal(got) and n.equal(normed)
+    assert launch_projected_mlp(z, proj, t, 1e-5)[0].equal(got)
 
 
 @on_hopper
@@ -263,10 +275,12 @@ def test_a_thousand_ends_of_a_block(bias):
     """Programs whose warps wait for each other at barriers of their own: no run differs, none hangs."""
     options = torch.bfloat16, torch.float32, bias, False, False
     some = [end_of_a_block(B, L, 192, 512, *options) for B, L in ((3, 50), (9, 4000))]
-    want = [launch_projected_mlp(*args, 1e-5) for args in some]
-    differ = torch.zeros(2, dtype=torch.int64, device='cuda')
+    following = Norm(some[0][2].norm_weight, some[0][2].norm_bias)
+    want = [launch_projected_mlp(*args, 1e-5, following) for args in some]
+    differ = torch.zeros(4, dtype=torch.int64, device='cuda')
     for _ in range(1000):
-        differ += torch.stack([(launch_projected_mlp(*args, 1e-5) != y).any() for args, y in zip(some, want)])
+        got = [launch_projected_mlp(*args, 1e-5, following) for args in some]
+        differ += torch.stack([(a != b).any() for x, y in zip(got, want) for a, b in zip(x, y)])
     assert not differ.any(), differ
 
 

@@ -21,7 +21,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..launch import begin, kernel
 from .parts import (
     GATES,
-    GROUPS,
     HIDDEN,
     LEFT,
     MMA,
@@ -39,6 +38,7 @@ from .parts import (
     expect,
     finish,
     gate_grads,
+    groups,
     leave,
     leave_gates,
     load_left,
@@ -52,19 +52,19 @@ from .parts import (
     wait_for,
 )
 
-STAGES = gl.constexpr(4)  # parts in the ring
+STAGES = 4  # parts in the ring
 
 
 @gluon.jit
-def copy_factors(x, fc1, fc2, ring, tiles, H, P: gl.constexpr):
+def copy_factors(x, fc1, fc2, ring, tiles, H, P: gl.constexpr, G: gl.constexpr):
     """The parts of the ring: x of each group, and rows of W1 with the columns of W2 for the same hidden channels."""
     rows, columns, full, empty = ring
     ROWS: gl.constexpr = P * SIDE * SIDE * 2
     COLUMNS: gl.constexpr = P * SIDE * HIDDEN * 2
     n = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        copy_left(x, tile, ring, n, P)
-        n += 2
+        copy_left(x, tile, ring, n, P, G)
+        n += G
         for h in range(0, H, HIDDEN):
             expect(full, empty, n, ROWS + COLUMNS)
             copy_rows(fc1, h, H + h, rows, full, n, P)
@@ -92,21 +92,21 @@ def gates_and_left(h, du, HALF: gl.constexpr):
 
 
 @gluon.jit
-def compute(group, results, shared, tiles, H, P: gl.constexpr):
+def compute(group, results, shared, tiles, H, P: gl.constexpr, G: gl.constexpr):
     """What there is to give of one group's tokens."""
     dx, u, dh = results
     ring, own, out, turns = shared
     rows, columns, full, empty = ring
     dy, own_full, own_empty = own
     HALF: gl.constexpr = rows.dtype
-    mine, other = turns.index(group), turns.index(1 - group)
+    mine, other = turns.index(group), turns.index((group + 1) % G)
     n = 0
     turn = 1 - group  # the first group's first one is now
     phase = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        first = (tile * GROUPS + group) * SIDE
-        left = load_left(ring, n, group, P)
-        n += 2
+        first = (tile * G + group) * SIDE
+        left = load_left(ring, n, group, P, G)
+        n += G
         make_room(own, group, tile)
         mbarrier.wait(own_full.index(group), phase)
         wait_for(full, n)
@@ -129,7 +129,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
             mbarrier.wait(mine, turn)
             h = multiply(left, ring, n, P)
             du = multiply_hidden(dy, ring, n, group, P)
-            acc = add(factor, acc, rows, (n - 1) % STAGES, False, P)
+            acc = add(factor, acc, rows, place(full, n - 1)[0], False, P)
             h, du = warpgroup_mma_wait(P, (h, du))
             mbarrier.arrive(other)
             turn ^= 1
@@ -140,7 +140,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
             put((gu, ga, gb), out, group * GATES)
             leave_gates(u, dh, out, group * GATES, first, h0, H)
             n += 1
-        acc, later = finish(add(factor, acc, rows, (n - 1) % STAGES, False, P), factor, (factor,), P)
+        acc, later = finish(add(factor, acc, rows, place(full, n - 1)[0], False, P), factor, (factor,), P)
         release(empty, n - 1)
         leave(acc, dx, own, group, first, P)
         phase ^= 1
@@ -148,23 +148,34 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr):
 
 
 @kernel(do_not_specialize=('M',), jit=gluon.jit)
-def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr):
-    ring, own, turns = allocate(x, fc2, dy, STAGES, P)
-    out = gl.allocate_shared_memory(x.dtype, [GROUPS * GATES, SIDE, HIDDEN], u.layout)
-    tiles = gl.cdiv(M, GROUPS * SIDE)
+def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr, G: gl.constexpr, STAGES: gl.constexpr):
+    ring, own, turns = allocate(x, fc2, dy, STAGES, P, G)
+    out = gl.allocate_shared_memory(x.dtype, [G * GATES, SIDE, HIDDEN], u.layout)
+    tiles = gl.cdiv(M, G * SIDE)
     begin(False)
     shared = ring, own, out, turns
     results = dx, u, dh
-    gl.warp_specialize(
-        [
-            (compute, (0, results, shared, tiles, H, P)),
-            (compute, (1, results, shared, tiles, H, P)),
-            (copy_factors, (x, fc1, fc2, ring, tiles, H, P)),
-            (copy_own, (dy, own, tiles, P)),
-        ],
-        WARPS,
-        REGISTERS,
-    )
+    if G == 1:
+        gl.warp_specialize(
+            [
+                (compute, (0, results, shared, tiles, H, P, G)),
+                (copy_factors, (x, fc1, fc2, ring, tiles, H, P, G)),
+                (copy_own, (dy, own, tiles, P)),
+            ],
+            (WARPS[1], WARPS[2]),
+            (REGISTERS[1], REGISTERS[2]),
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (compute, (0, results, shared, tiles, H, P, G)),
+                (compute, (1, results, shared, tiles, H, P, G)),
+                (copy_factors, (x, fc1, fc2, ring, tiles, H, P, G)),
+                (copy_own, (dy, own, tiles, P)),
+            ],
+            WARPS,
+            REGISTERS,
+        )
 
 
 def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,9 +187,10 @@ def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Te
     M, C = x.shape
     H = fc2.shape[1]
     dx, u, dh = torch.empty_like(x), x.new_empty(M, H), x.new_empty(M, 2 * H)
-    mlp_grad_kernel[programs(M, x.device),](
+    G = groups(M, x.device)
+    mlp_grad_kernel[programs(M, G, x.device),](
         descriptor(x, some), descriptor(dy, side), descriptor(fc1, some), descriptor(fc2, side, some),
         descriptor(dx, side), descriptor(u, side, some), descriptor(dh, side, some), M, H,
-        P=pieces(C), num_warps=4,
+        P=pieces(C), G=G, STAGES=STAGES, num_warps=4,
     )  # fmt: skip
     return dx, u, dh

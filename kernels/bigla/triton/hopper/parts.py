@@ -1,8 +1,8 @@
 """What kernels for Hopper are made of: pieces in shared memory, a ring of parts, products under way.
 
-A program stays on its multiprocessor, and its warps have roles. Two groups of four multiply, for 64 tokens each. They
-take turns, so that one makes products while the other one makes what lies between them. One warp copies what all
-tokens need, part by part, into a ring in shared memory, from which both groups read; another one, where there is any,
+A program stays on its multiprocessor, and its warps have roles. One or two groups of four multiply, for 64 tokens each.
+Two take turns, so that one makes products while the other one makes what lies between them. One warp copies what all
+tokens need, part by part, into a ring in shared memory, from which the groups read; another one, where there is any,
 copies what is a group's own, to where results leave from.
 """
 
@@ -26,16 +26,17 @@ from ..primitives import ceil_div
 
 SIDE = gl.constexpr(64)  # tokens of a group, and the side of the pieces in which everything is multiplied
 HIDDEN = gl.constexpr(32)  # hidden channels at a time
-GROUPS = gl.constexpr(2)
+GROUPS = gl.constexpr(2)  # at most
 GATES = gl.constexpr(3)  # what leaves of a gradient: u, da and db
 MMA = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 MMA_HIDDEN = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
 LEFT = gl.constexpr(gl.DotOperandLayout(0, MMA, 2))
 COLUMN = gl.constexpr(gl.SliceLayout(0, MMA))
 ROW = gl.constexpr(gl.SliceLayout(1, MMA))
+BY_ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))  # to store rows of a piece
 BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
 # Of the second group and of those that copy; the first group has 4 warps, too, and the registers of a thread that these
-# leave of 504, 240 as well.
+# leave of 504, 240 as well, or alone the most that there are.
 WARPS = gl.constexpr((4, 1, 1))
 REGISTERS = gl.constexpr((240, 24, 24))
 
@@ -51,25 +52,25 @@ def allocate_barriers(NUM: gl.constexpr, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def allocate_ring(left, STAGES: gl.constexpr, P: gl.constexpr):
-    """STAGES parts of P pieces, and their barriers."""
+def allocate_ring(left, STAGES: gl.constexpr, P: gl.constexpr, G: gl.constexpr):
+    """STAGES parts of P pieces for G groups, and their barriers."""
     rows = gl.allocate_shared_memory(left.dtype, [STAGES * P, SIDE, SIDE], left.layout)
-    return rows, allocate_barriers(STAGES, 1), allocate_barriers(STAGES, GROUPS)
+    return rows, allocate_barriers(STAGES, 1), allocate_barriers(STAGES, G)
 
 
 @gluon.jit
-def allocate_turns():
-    return allocate_barriers(GROUPS, 1)
+def allocate_turns(G: gl.constexpr):
+    return allocate_barriers(G, 1)
 
 
 @gluon.jit
-def allocate(left, fc2, x, STAGES: gl.constexpr, P: gl.constexpr):
+def allocate(left, fc2, x, STAGES: gl.constexpr, P: gl.constexpr, G: gl.constexpr):
     """The ring of rows and columns, the groups' own pieces of x, each with its barriers, and those of turns."""
-    rows, full, empty = allocate_ring(left, STAGES, P)
+    rows, full, empty = allocate_ring(left, STAGES, P, G)
     columns = gl.allocate_shared_memory(left.dtype, [STAGES * P, SIDE, HIDDEN], fc2.layout)
-    own = gl.allocate_shared_memory(x.dtype, [GROUPS * P, SIDE, SIDE], x.layout)
-    own_full, own_empty = allocate_barriers(GROUPS, 1), allocate_barriers(GROUPS, 1)
-    return (rows, columns, full, empty), (own, own_full, own_empty), allocate_turns()
+    own = gl.allocate_shared_memory(x.dtype, [G * P, SIDE, SIDE], x.layout)
+    own_full, own_empty = allocate_barriers(G, 1), allocate_barriers(G, 1)
+    return (rows, columns, full, empty), (own, own_full, own_empty), allocate_turns(G)
 
 
 @gluon.jit
@@ -105,11 +106,11 @@ def copy_columns(matrix, first, columns, full, n, P: gl.constexpr):
 
 
 @gluon.jit
-def copy_left(x, tile, ring, n, P: gl.constexpr):
-    """x of each group, for `load_left`: the n-th part and the one behind it."""
+def copy_left(x, tile, ring, n, P: gl.constexpr, G: gl.constexpr):
+    """x of each group, for `load_left`: G parts from the n-th on."""
     rows, columns, full, empty = ring
-    for group in gl.static_range(GROUPS):
-        first = (tile * GROUPS + group) * SIDE
+    for group in gl.static_range(G):
+        first = (tile * G + group) * SIDE
         expect(full, empty, n + group, P * SIDE * SIDE * 2)
         copy_rows(x, first, first + HIDDEN, rows, full, n + group, P)
 
@@ -118,14 +119,15 @@ def copy_left(x, tile, ring, n, P: gl.constexpr):
 def copy_own(x, own, tiles, P: gl.constexpr):
     """x of each group."""
     pieces, full, empty = own
+    G: gl.constexpr = full.shape[0]
     BYTES: gl.constexpr = P * SIDE * SIDE * (x.dtype.primitive_bitwidth // 8)
     phase = 1
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        for group in gl.static_range(GROUPS):
+        for group in gl.static_range(G):
             mbarrier.wait(empty.index(group), phase)
             mbarrier.expect(full.index(group), BYTES)
             for p in gl.static_range(P):
-                at = [(tile * GROUPS + group) * SIDE, p * SIDE]
+                at = [(tile * G + group) * SIDE, p * SIDE]
                 tma.async_copy_global_to_shared(x, at, full.index(group), pieces.index(group * P + p))
         phase ^= 1
 
@@ -145,18 +147,18 @@ def release(empty, n):
 
 
 @gluon.jit
-def load_left(ring, n, group, P: gl.constexpr):
-    """The n-th part if that is the group's, or the one behind it; both are released.  P x (SIDE, SIDE)"""
+def load_left(ring, n, group, P: gl.constexpr, G: gl.constexpr):
+    """The group's of G parts from the n-th on; all are released.  P x (SIDE, SIDE)"""
     rows, columns, full, empty = ring
-    wait_for(full, n)
-    wait_for(full, n + 1)
+    for i in gl.static_range(G):
+        wait_for(full, n + i)
     at, _ = place(full, n + group)
     left = ()
     for p in gl.static_range(P):
         left = left + (rows.index(at * P + p).load(LEFT),)
     fence_async_shared()  # or the copy that follows overtakes loads under way
-    release(empty, n)
-    release(empty, n + 1)
+    for i in gl.static_range(G):
+        release(empty, n + i)
     return left
 
 
@@ -263,9 +265,14 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def programs(M: int, device: torch.device) -> int:
-    """For M tokens: as many as work at a time, or have a tile."""
-    return min(multiprocessors(device), ceil_div(M, GROUPS.value * SIDE.value))
+def groups(M: int, device: torch.device) -> int:
+    """Of a program, for M tokens: one if there is a multiprocessor for every 64 of them, otherwise two."""
+    return 1 if ceil_div(M, SIDE.value) <= multiprocessors(device) else GROUPS.value
+
+
+def programs(M: int, G: int, device: torch.device) -> int:
+    """For M tokens and G groups: as many as work at a time, or have a tile."""
+    return min(multiprocessors(device), ceil_div(M, G * SIDE.value))
 
 
 def pieces(C: int) -> int:

@@ -67,7 +67,7 @@ def copy_factors(x, fc1, du, ring, tiles, shares, H, P: gl.constexpr, GRAD: gl.c
     ROWS: gl.constexpr = P * SIDE * SIDE * 2
     n = 0
     for i in range(gl.program_id(0), tiles * shares, gl.num_programs(0)):
-        copy_left(x, i // shares, ring, n, P)
+        copy_left(x, i // shares, ring, n, P, GROUPS)
         n += 2
         first, end = hidden_channels(i % shares, shares, H)
         for h in range(first, end, HIDDEN):
@@ -95,7 +95,7 @@ def compute(group, results, scale, ring, out, turns, sizes, P: gl.constexpr, SCA
     turn = 1 - group  # the first group's first one is now
     for i in range(gl.program_id(0), tiles * shares, gl.num_programs(0)):
         token = (i // shares * GROUPS + group) * SIDE
-        left = load_left(ring, n, group, P)
+        left = load_left(ring, n, group, P, GROUPS)
         n += 2
         f = 1.0
         if SCALED:
@@ -129,11 +129,11 @@ def resident_swiglu_kernel(
     x, fc1, du, u, dh, scale, M, L, H, shares,
     P: gl.constexpr, STAGES: gl.constexpr, SCALED: gl.constexpr, GRAD: gl.constexpr,
 ):  # fmt: skip
-    rows, full, empty = allocate_ring(x, STAGES, P)
+    rows, full, empty = allocate_ring(x, STAGES, P, GROUPS)
     grads = rows
     if GRAD:
         grads = gl.allocate_shared_memory(x.dtype, [STAGES * GROUPS, SIDE, HIDDEN], du.layout)
-    turns = allocate_turns()
+    turns = allocate_turns(GROUPS)
     LEAVE: gl.constexpr = GATES if GRAD else 1
     out = gl.allocate_shared_memory(x.dtype, [GROUPS * OUT * LEAVE, SIDE, HIDDEN], u.layout)
     ring = rows, grads, full, empty
