@@ -159,9 +159,10 @@ class Kernel:
         described, values = describe(*args)
         key = device, described
         hooks = triton.knobs.runtime
-        if key not in ready:
+        direct = ready.get(key)
+        if direct is None:
             self.compile(device, grid, *args, **constants)
-        if not ready.get(key) or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+        if not direct or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
             compiled = self.jitted.run(*args, grid=grid, warmup=False, **constants)
             ready[key] = callable_directly(compiled) and (
                 compiled.run,
@@ -170,7 +171,7 @@ class Kernel:
                 'griddepcontrol.wait' in compiled.asm['ptx'],
             )
             return
-        run, compiled, rest, waits = ready[key]
+        run, compiled, rest, waits = direct
         x, y = grid if len(grid) == 2 else (grid[0], 1)
         stream = active.get_current_stream(device)
         # Behind the function: no scratch memory; behind the metadata: nothing for hooks, of which there are none.

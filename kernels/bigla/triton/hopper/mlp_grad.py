@@ -52,7 +52,7 @@ from .parts import (
     wait_for,
 )
 
-STAGES = 4  # parts in the ring
+STAGES = gl.constexpr(4)  # parts in the ring
 
 
 @gluon.jit
@@ -148,7 +148,7 @@ def compute(group, results, shared, tiles, H, P: gl.constexpr, G: gl.constexpr):
 
 
 @kernel(do_not_specialize=('M',), jit=gluon.jit)
-def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr, G: gl.constexpr, STAGES: gl.constexpr):
+def mlp_grad_kernel(x, dy, fc1, fc2, dx, u, dh, M, H, P: gl.constexpr, G: gl.constexpr):
     ring, own, turns = allocate(x, fc2, dy, STAGES, P, G)
     out = gl.allocate_shared_memory(x.dtype, [G * GATES, SIDE, HIDDEN], u.layout)
     tiles = gl.cdiv(M, G * SIDE)
@@ -191,6 +191,6 @@ def launch_mlp_grad(dy: Tensor, x: Tensor, fc1: Tensor, fc2: Tensor) -> tuple[Te
     mlp_grad_kernel[programs(M, G, x.device),](
         descriptor(x, some), descriptor(dy, side), descriptor(fc1, some), descriptor(fc2, side, some),
         descriptor(dx, side), descriptor(u, side, some), descriptor(dh, side, some), M, H,
-        P=pieces(C), G=G, STAGES=STAGES, num_warps=4,
+        P=pieces(C), G=G, num_warps=4,
     )  # fmt: skip
     return dx, u, dh
