@@ -662,6 +662,36 @@ def test_gradient_of_the_weights_alone(C, D, side, stride, image, dtype, grids, 
     assert error < (2e-3 if dtype == torch.float16 else 1e-5)
 
 
+@pytest.mark.parametrize('C, D, side, multiple', [(3, 24, 9, 32), (5, 300, 3, 1), (1, 4, 1, 32)])
+@pytest.mark.parametrize('last', [False, True])
+def test_weights_laid_out(C, D, side, multiple, last):
+    """Cast, in either order, with zeros at the ends of rows; of parameters of any strides."""
+    weight = torch.randn(D, C, side, side)
+    want = (weight.permute(0, 2, 3, 1) if last else weight).flatten(1).half()
+    want = torch.nn.functional.pad(want, (0, -want.shape[1] % multiple))
+    for some in (weight, weight.contiguous(memory_format=torch.channels_last), weight.mT.contiguous().mT):
+        assert stem.lay_out(some, torch.float16, last, multiple).equal(want)
+
+
+def test_cudnn_gets_channels_last(grids, monkeypatch):
+    """Or it copies weights into that layout, in the forward and for the gradient of the grid."""
+    seen = []
+
+    def noted(fn):
+        def call(x, *args):
+            seen.extend(t.is_contiguous(memory_format=torch.channels_last) for t in (x, *args[:2]) if t is not None)
+            return fn(x, *args)
+
+        return call
+
+    monkeypatch.setattr(torch, 'conv2d', noted(torch.conv2d))
+    x, *tensors = grids(6, 140, 3, 5, 8)
+    y = kernels.conv_norm(x.requires_grad_(), *tensors, 2, 1e-5, '', torch.float16, torch.float32)
+    monkeypatch.setattr(torch.ops.aten, 'convolution_backward', noted(torch.ops.aten.convolution_backward))
+    y.sum().backward()
+    assert seen == [True] * 7  # grid and weights, once more in the backward, and there the gradient, too
+
+
 def test_vectors_of_any_stride(part):
     """Parameters may be columns of something, or one number for all."""
     fn, tensors = part

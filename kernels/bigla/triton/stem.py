@@ -7,7 +7,6 @@ narrow, that of the weights is such a product, too: cuDNN would pad three channe
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,19 +22,41 @@ TOKENS, TAPS, WARPS, STAGES = 64, 32, 4, 3  # twice the tokens where windows are
 # The same of the weights' gradient, the taps of all channels that it is for at most, and programs. It reads nothing
 # ahead: pixels come four bytes at a time, and by asynchronous copies that took three to five times as long on an H200.
 GRAD_TOKENS, GRAD_TAPS, GRAD_WARPS, FEW, PROGRAMS = 64, 32, 4, 256, 1024
+SIZE = 1024  # weights that a program lays out
+
+
+@triton.jit
+def split(k, C: tl.constexpr, SIDE: tl.constexpr, LAST: tl.constexpr):
+    """Row and column in the window and channel of k = (tap, channel), or with LAST not (channel, tap)."""
+    if LAST:
+        i, j, c = k // (SIDE * C), k // C % SIDE, k % C
+    else:
+        i, j, c = k // SIDE % SIDE, k % SIDE, k // (SIDE * SIDE)
+    return i, j, c
+
+
+@kernel(do_not_specialize=('D',))
+def lay_out_kernel(
+    weight, rows, weight_s, D,
+    C: tl.constexpr, SIDE: tl.constexpr, PITCH: tl.constexpr, LAST: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """SIZE numbers of the D rows (PITCH) of weights, in the order of `split`, with zeros at their ends."""
+    begin(True)
+    n = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    d, k = n // PITCH, n % PITCH
+    i, j, c = split(k, C, SIDE, LAST)
+    at = weight + (d * weight_s[0] + c * weight_s[1] + i * weight_s[2] + j * weight_s[3])
+    some = tl.load(at, mask=(d < D) & (k < SIDE * SIDE * C), other=0.0)
+    tl.store(rows + n, some.to(rows.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
 def load_patches(
     x, x_s, h, w, k, inside, H, W, C: tl.constexpr, SIDE: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """Pixels k = (tap, channel), or with LAST not (channel, tap), of windows whose corners are at h, w.  (BM, BK)"""
-    if LAST:
-        i, j, c = k // (SIDE * C), k // C % SIDE, k % C
-        shift = c
-    else:
-        i, j, c = k // SIDE % SIDE, k % SIDE, k // (SIDE * SIDE)
-        shift = c * x_s[3]
+    """Pixels k, in the order of `split`, of windows whose corners are at h, w.  (BM, BK)"""
+    i, j, c = split(k, C, SIDE, LAST)
+    shift = c if LAST else c * x_s[3]
     row, column = h[:, None] + i[None, :], w[:, None] + j[None, :]
     # Of what is below 0, too, a comparison of unsigned numbers makes one with the far edge.
     inside = inside[:, None] & (row.to(tl.uint32, bitcast=True) < H) & (column.to(tl.uint32, bitcast=True) < W)
@@ -158,6 +179,26 @@ def is_wide(x: Tensor) -> bool:
     return sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:])) >= 2**31
 
 
+def lay_out(weight: Tensor, dtype: torch.dtype, last: bool, multiple: int = 1) -> Tensor:
+    """(D, C, side, side) of any strides as rows in the order of `split`, zeros behind up to a multiple.  (D, PITCH)
+
+    One launch casts, permutes and pads, where PyTorch takes up to four.
+    """
+    D, C, side = weight.shape[:3]
+    rows = weight.new_empty(D, ceil_div(C * side**2, multiple) * multiple, dtype=dtype)
+    lay_out_kernel[ceil_div(rows.numel(), SIZE),](
+        weight, rows, weight.stride(), D,
+        C=C, SIDE=side, PITCH=rows.shape[1], LAST=last, SIZE=SIZE, num_warps=WARPS,
+    )  # fmt: skip
+    return rows
+
+
+def channels_last_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(D, C, side, side) with its channels dense, too: beside `channels_last` PyTorch would copy others for cuDNN."""
+    D, C, side = weight.shape[:3]
+    return lay_out(weight, dtype, True).view(D, side, side, C).permute(0, 3, 1, 2)
+
+
 def launch_narrow_conv(
     x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float,
     act: str, inner: torch.dtype, dtype: torch.dtype, norm: bool,
@@ -169,14 +210,13 @@ def launch_narrow_conv(
     y = x.new_empty(B, HO, WO, D, dtype=dtype)
     bias, norm_weight, norm_bias = bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
     last = is_last(x)
-    weight = (weight.permute(0, 2, 3, 1) if last else weight).to(inner).flatten(1)
-    weight = F.pad(weight, (0, -weight.shape[1] % TAPS)).contiguous()
     tokens = TOKENS if side > 3 else 2 * TOKENS
     if y.numel():
+        rows = lay_out(weight, inner, last, TAPS)
         conv_norm_kernel[ceil_div(HO * WO, tokens) * B,](
-            x, weight, bias, norm_weight, norm_bias, y, x.stride(), H, W, HO, WO, eps,
+            x, rows, bias, norm_weight, norm_bias, y, x.stride(), H, W, HO, WO, eps,
             C=C, D=D, SIDE=side, STRIDE=stride, BM=tokens, BD=piece(D),
-            BK=TAPS, PITCH=weight.shape[1], LAST=last, WIDE=is_wide(x), NORM=norm, ACT=act, num_stages=STAGES,
+            BK=TAPS, PITCH=rows.shape[1], LAST=last, WIDE=is_wide(x), NORM=norm, ACT=act, num_stages=STAGES,
             PREC=plain_precision(inner), num_warps=WARPS,
         )  # fmt: skip
     return y
@@ -189,13 +229,16 @@ def launch_conv_norm(
     """y (B, HO, WO, D) of `dtype` from x (B, H, W, C) of any strides; products are those of `inner`."""
     if weight.shape[0] <= WIDEST:
         return launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, act, inner, dtype, True)
-    p = plain_conv(channels_last(x, inner), weight, stride)
+    p = plain_conv(channels_last(x, inner), channels_last_weight(weight, inner), stride)
     return launch_norm(p, None, norm_weight, norm_bias, eps, dtype, act, shift=bias.contiguous())[1]
 
 
 def plain_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """p (B, HO, WO, D) less the bias, which PyTorch would add in a pass of its own, from x (B, C, H, W)."""
-    return torch.conv2d(x, weight.to(x.dtype), None, stride, 1).permute(0, 2, 3, 1).contiguous()
+    """p (B, HO, WO, D) less the bias, which PyTorch would add in a pass of its own, from x (B, C, H, W).
+
+    Channels are dense in both.
+    """
+    return torch.conv2d(x, weight, None, stride, 1).permute(0, 2, 3, 1).contiguous()
 
 
 def launch_conv_norm_grad(
@@ -208,11 +251,11 @@ def launch_conv_norm_grad(
     """
     narrow = weight.shape[0] <= WIDEST
     by_kernel = narrow and not needs_dx and weight[0].numel() <= FEW
-    image = None if by_kernel else channels_last(x, inner)
+    image, taps = (None, None) if by_kernel else (channels_last(x, inner), channels_last_weight(weight, inner))
     if narrow:
         p = launch_narrow_conv(x, weight, bias, norm_weight, norm_bias, stride, eps, '', inner, inner, False)
     else:
-        p = plain_conv(image, weight, stride)
+        p = plain_conv(image, taps, stride)
     dp, _, *dnorm = launch_norm_grad(
         sums, None, dy.contiguous(), p, norm_weight, norm_bias, eps, inner, None, act,
         shift=None if narrow else bias.contiguous(),
@@ -221,7 +264,7 @@ def launch_conv_norm_grad(
         dx, dweight = None, launch_conv_weight_grad(sums, dp, x, weight.shape[-1], stride)
     else:
         dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dp.permute(0, 3, 1, 2), image, weight.to(inner), None,
+            dp.permute(0, 3, 1, 2), image, taps, None,
             [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [needs_dx, True, False],
         )  # fmt: skip
     (dbias,) = sums.add((dp.flatten(0, 2), 1))
