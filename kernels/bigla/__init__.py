@@ -2,6 +2,7 @@
 
 from .api import (
     add_norm,
+    add_pos_embed,
     bigla,
     bigla_mixer,
     block,
@@ -16,6 +17,7 @@ from .api import (
 
 __all__ = [
     'add_norm',
+    'add_pos_embed',
     'bigla',
     'bigla_mixer',
     'block',

@@ -20,6 +20,7 @@ from . import chunked, composed, reference
 
 __all__ = [
     'add_norm',
+    'add_pos_embed',
     'bigla',
     'bigla_mixer',
     'block',
@@ -378,6 +379,51 @@ def add_norm(
     return _module(chosen).add_norm(*args)
 
 
+def add_pos_embed(
+    x: Tensor,
+    pos_embed: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    inner: torch.dtype | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of tokens and their position embedding, with the norm that the first :func:`block` begins with::
+
+        s = x + pos_embed
+
+    ``'triton'`` makes both by one kernel.
+
+    Args:
+        x: (B, ..., C); float16, bfloat16, float32 or float64.
+        pos_embed: (1, ..., C), the same for all samples; any of these dtypes.
+        norm_weight, norm_bias: Of the norm, as the block gets them, (C,) each.
+        eps: Added to the mean square.
+        inner: The dtype of the norm, and of what the block multiplies; x's when None.
+        impl: As in :func:`bigla`.
+
+    Returns:
+        s (B, ..., C), of the wider dtype of x and pos_embed, and for the block's `normed` its norm, which passes no
+        gradient on, or None unless it is ``'triton'``.
+
+    Raises:
+        TypeError: An argument is no tensor, or a dtype is none of these.
+        ValueError: Shapes or devices do not agree, impl is unknown or does not serve the arguments.
+    """
+    tensors = {'x': x, 'pos_embed': pos_embed, 'norm_weight': norm_weight, 'norm_bias': norm_bias}
+    given, inner = _given(tensors, inner, impl)
+    if x.ndim < 2 or x.shape[-1] < 1:
+        raise ValueError(f'x must have shape (B, ..., C) with C of at least 1, got {tuple(x.shape)}')
+    C = x.shape[-1:]
+    _validate_shapes(given, pos_embed=(1, *x.shape[1:]), norm_weight=C, norm_bias=C)
+    chosen = _choose(impl, x, _no_float64(x, given, inner=inner))
+    if chosen != 'triton':
+        return x + pos_embed, None
+    constants = (None if t is None else t.detach() for t in (norm_weight, norm_bias))
+    return _module(chosen).add_pos_embed(x, pos_embed, *constants, eps, inner)
+
+
 def conv_norm(
     x: Tensor,
     weight: Tensor,
@@ -576,8 +622,9 @@ def block(
             out_norm_weight, local_norm_weight, proj_weight: Of :func:`token_mixer`.
         mlp_norm_weight, mlp_norm_bias, fc1_weight, fc2_weight, scale, branch_scale: Of :func:`residual_mlp`, there
             norm_weight and norm_bias without `mlp_`.
-        normed: What the block before this one returned behind x, (B, H, W, C) of dtype inner, in place of x's norm. The
-            gradients are those of the norm all the same. None: it is made here, as it is without ``'triton'``.
+        normed: What the block before this one, or :func:`add_pos_embed`, returned behind x, (B, H, W, C) of dtype
+            inner, in place of x's norm. The gradients are those of the norm all the same. None: it is made here, as it
+            is without ``'triton'``.
         next_norm_weight, next_norm_bias: The next block's norm_weight and norm_bias.
         num_heads, act, head_eps: Of :func:`token_mixer`.
         eps: Added to the mean square in the norms of x, s and y.

@@ -1,6 +1,8 @@
 """Inputs and measures that the tests of every implementation share."""
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +10,17 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigla import add_norm, bigla, block, conv_norm, gated_mlp, norm_depthwise_conv, residual_mlp, token_mixer
+from bigla import (
+    add_norm,
+    add_pos_embed,
+    bigla,
+    block,
+    conv_norm,
+    gated_mlp,
+    norm_depthwise_conv,
+    residual_mlp,
+    token_mixer,
+)
 
 FEW = 8  # B * L * nh
 NAMES = ('q', 'k', 'v', 'g_fwd', 'g_bwd')
@@ -251,6 +263,32 @@ def casts(derive) -> Callable[[str, str], None]:
                     torch.autograd.grad(fn(*t)[i].float().square().sum(), t[0])[0] for fn in (at_once, one_by_one)
                 )
                 torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+    return check
+
+
+@pytest.fixture
+def embeds(derive) -> Callable[[str], None]:
+    """`embeds(device)` checks `add_pos_embed` by Triton: the bits and gradients of a plain sum, and the norm of it."""
+
+    def plain(x: Tensor, pos_embed: Tensor) -> tuple[Tensor]:
+        return (x + pos_embed,)
+
+    def check(device: str) -> None:
+        torch.manual_seed(0)
+        shapes = (3, 7, 43, 40), (1, 7, 43, 40), (40,), (40,)
+        x, pos_embed, weight, bias = (torch.randn(shape).to(device).requires_grad_() for shape in shapes)
+        single, half = torch.float32, torch.float16
+        dtypes = (single, single, half), (half, single, single), (half, half, half)
+        for B, some, (stream, own, inner) in itertools.product((1, 3), (bias, None), dtypes):
+            tensors = [x[:B].to(stream), pos_embed.to(own)]
+            embed = partial(add_pos_embed, norm_weight=weight, norm_bias=some, eps=1e-3, inner=inner, impl='triton')
+            total, normed = embed(*tensors)
+            assert total.requires_grad and not normed.requires_grad and normed.dtype == inner
+            want = add_norm(total, None, weight, some, eps=1e-3, dtype=inner, impl='triton')[1]
+            torch.testing.assert_close(normed, want)  # two kernels compiled apart may differ in the last bit
+            got, want = derive(lambda *t, embed=embed: embed(*t)[:1], tensors), derive(plain, tensors)
+            assert all(a.dtype == b.dtype and a.equal(b) for a, b in zip(got, want, strict=True))
 
     return check
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bigla.triton as kernels
-from bigla import add_norm, bigla, bigla_mixer, block, depthwise_conv, norm_depthwise_conv, residual_mlp
+from bigla import add_norm, add_pos_embed, bigla, bigla_mixer, block, depthwise_conv, norm_depthwise_conv, residual_mlp
 from bigla.triton import backward, forward, merge, mlp, primitives, stem, sums
 from bigla.triton.primitives import Gates
 
@@ -594,6 +594,8 @@ def test_block_parts_as_operators(first_half, whole_block):
     check(ops.add_norm, (x, branch.half().requires_grad_(), weight.requires_grad_(), bias, 1e-6, *types))
     tensors = x.detach(), x.detach().half(), x.detach(), weight.detach(), bias
     check(ops.add_norm_backward, (*tensors, 1e-6, *types))
+    many = torch.randn(2, 5, 8).requires_grad_()
+    check(ops.add_pos_embed, (many, x.detach()[None], weight.detach(), bias, 1e-6, half))
     fc1, fc2 = torch.randn(6, 8), torch.randn(8, 3)
     check(ops.gated_mlp, (x, fc1.requires_grad_(), fc2))
     check(ops.gated_mlp_backward, (x.detach(), x.detach(), fc1.detach(), fc2))
@@ -662,13 +664,34 @@ def test_gradient_of_the_weights_alone(C, D, side, stride, image, dtype, grids, 
     assert error < (2e-3 if dtype == torch.float16 else 1e-5)
 
 
+def test_a_position_embedding(embeds):
+    embeds('cpu')
+
+
+def test_a_position_embedding_in_graphs(derive):
+    """Its gradients are PyTorch's own sums, which have gradients."""
+    tensors, weight = [torch.randn(2, 3, 4, 8), torch.randn(1, 3, 4, 8)], torch.randn(8, requires_grad=True)
+
+    def embed(x, pos_embed):
+        total, normed = add_pos_embed(x, pos_embed, weight, inner=torch.float16, impl='triton')
+        return total, normed.float() * x
+
+    compiled = torch.compile(embed, fullgraph=True, backend='aot_eager', dynamic=True)
+    for a, b in zip(derive(compiled, tensors), derive(embed, tensors), strict=True):
+        torch.testing.assert_close(a, b)
+    tensors = [t.requires_grad_() for t in tensors]
+    (grad,) = torch.autograd.grad(embed(*tensors)[0].square().sum(), tensors[1], create_graph=True)
+    twice = torch.autograd.grad(grad.sum(), tensors[0])[0]
+    assert twice.equal(torch.full_like(twice, 2))
+
+
 @pytest.mark.parametrize('C, D, side, multiple', [(3, 24, 9, 32), (5, 300, 3, 1), (1, 4, 1, 32)])
 @pytest.mark.parametrize('last', [False, True])
 def test_weights_laid_out(C, D, side, multiple, last):
     """Cast, in either order, with zeros at the ends of rows; of parameters of any strides."""
     weight = torch.randn(D, C, side, side)
     want = (weight.permute(0, 2, 3, 1) if last else weight).flatten(1).half()
-    want = torch.nn.functional.pad(want, (0, -want.shape[1] % multiple))
+    want = F.pad(want, (0, -want.shape[1] % multiple))
     for some in (weight, weight.contiguous(memory_format=torch.channels_last), weight.mT.contiguous().mT):
         assert stem.lay_out(some, torch.float16, last, multiple).equal(want)
 

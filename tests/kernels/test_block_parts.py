@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from bigla import (
     add_norm,
+    add_pos_embed,
     block,
     composed,
     conv_norm,
@@ -97,6 +98,14 @@ def test_a_block_is_its_halves(impl, whole_block):
     assert y.equal(got) and normed is None
     none = block(x, *parameters, 0 * scale, 0 * branch_scale, **options)
     assert none.equal(x) and got[2].ne(x[2]).any() and got[1].ne(x[1]).any()
+
+
+@pytest.mark.parametrize('impl', ['chunked', 'reference'])
+def test_a_position_embedding_is_added_alone(impl):
+    """The norm is left to the block."""
+    x, pos_embed = torch.randn(2, 3, 4, 8).bfloat16(), torch.randn(1, 3, 4, 8)
+    total, normed = add_pos_embed(x, pos_embed, torch.ones(8), inner=torch.bfloat16, impl=impl)
+    assert total.equal(x + pos_embed) and normed is None
 
 
 @pytest.mark.parametrize('impl', ['chunked', 'reference'])
@@ -198,6 +207,12 @@ GRID, TAPS = torch.zeros(1, 5, 5, 2), torch.zeros(4, 2, 3, 3)
         (lambda: add_norm(X, X.to('meta'), W), ValueError, 'branch is on meta, but x is on cpu'),
         (lambda: add_norm(torch.zeros(()), None, W), ValueError, 'x must have a last dimension'),
         (lambda: add_norm(X, None, W, impl='triton'), ValueError, 'x must be on an NVIDIA GPU'),
+        (lambda: add_pos_embed(X, X, W), ValueError, r'pos_embed must have shape \(1, 3, 8\), got \(2, 3, 8\)'),
+        (lambda: add_pos_embed(X, X[:1], W[:4]), ValueError, r'norm_weight must have shape \(8,\), got \(4,\)'),
+        (lambda: add_pos_embed(X, X[:1], None), TypeError, 'norm_weight must be a torch.Tensor, got NoneType'),
+        (lambda: add_pos_embed(X, X[:1], W, inner=torch.int8), TypeError, 'inner must be float16'),
+        (lambda: add_pos_embed(W, W[:1], W), ValueError, r'x must have shape \(B, ..., C\)'),
+        (lambda: add_pos_embed(X, X[:1], W, impl='triton'), ValueError, 'x must be on an NVIDIA GPU'),
         (lambda: gated_mlp(X, torch.zeros(5, 8), torch.zeros(8, 2)), ValueError, r'fc1_weight .* \(2 H, 8\), got'),
         (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 2)), ValueError, r'fc2_weight .* \(8, 3\), got'),
         (lambda: gated_mlp(X, torch.zeros(6, 8), torch.zeros(8, 3), impl='fast'), ValueError, 'impl must be'),

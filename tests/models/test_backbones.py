@@ -240,14 +240,21 @@ def test_tokens_move_without_copies(cls):
 
 
 def test_blocks_hand_over_norms(monkeypatch):
-    """Not from what a hook has changed, not to or from a block of another kind, and not where blocks are recomputed."""
+    """Not from what a hook has changed, not to or from a block of another kind, and not where blocks are recomputed.
+
+    The first block has its norm from the sum with the position embedding.
+    """
     seen = []
+
+    def embedded(x, pos_embed, *norm, **options):
+        return x + pos_embed, (x + pos_embed).sum()
 
     def noted(*tensors, normed, next_norm_weight, next_norm_bias, **options):
         y = bigla.block(*tensors, **options)
         seen.append((normed, None if next_norm_weight is None else y.sum()))
         return y if next_norm_weight is None else (y, seen[-1][1])
 
+    monkeypatch.setattr('mmvig.models.layers.block.add_pos_embed', embedded)
     monkeypatch.setattr('mmvig.models.layers.block.bigla_block', noted)
     net, image = ViG(NANO[ViG] | dict(depth=4)), torch.rand(1, 3, 64, 96)
 
@@ -258,16 +265,21 @@ def test_blocks_hand_over_norms(monkeypatch):
         assert all(a is None or a is b for a, b in zip(given[1:], left))
         return [a is not None for a in given]
 
-    assert handed(net) == [False, True, True, True]
+    assert handed(net) == [True, True, True, True]
     hook = net.blocks[1].register_forward_hook(lambda _, inputs, out: out + 1)
-    assert handed(net) == [False, True, False, True]
+    assert handed(net) == [True, True, False, True]
+    hook.remove()
+    hook = net.blocks[0].register_forward_pre_hook(lambda _, inputs: (inputs[0] + 1, *inputs[1:]))
+    assert handed(net) == [False, True, True, True]
     hook.remove()
     net.with_cp = True
     assert handed(net.train()) == [False] * 4
     with torch.no_grad():
-        assert handed(net) == [False, True, True, True]
+        assert handed(net) == [True, True, True, True]
         net.blocks[2] = torch.nn.Identity()
-        assert handed(net) == [False, True, False]
+        assert handed(net) == [True, True, False]
+        net.blocks[0] = torch.nn.Identity()
+        assert handed(net) == [False, False]
 
 
 def test_position_embedding_follows_the_image():

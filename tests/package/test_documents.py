@@ -40,9 +40,10 @@ NOT_HERE = ('.pth', '.jpg', 'pretrained=True', "'cuda'")
 B, H, W, NH, K, C, R = 2, 4, 5, 3, 4, 24, 16
 # The tensors that the operator's examples name.
 TENSORS = dict.fromkeys(('q', 'k', 'v', 'x_fwd', 'x_bwd', 'g_fwd', 'g_bwd'), (B, H * W, NH, K))
-TENSORS |= dict(x=(B, H, W, C), weight=(C, 1, 3, 3), projected=(B, H * W, 3 * C + R), branch=(B, H, W, C))
+TENSORS |= dict(x=(B, H, W, C), branch=(B, H, W, C), pos_embed=(1, H, W, C), projected=(B, H * W, 3 * C + R))
 TENSORS |= dict.fromkeys(('bias', 'norm_weight', 'norm_bias'), (C,))
-TENSORS |= dict(fc1_weight=(4 * C, C), fc2_weight=(C, 2 * C), image=(B, H, W, 3), taps=(C, 3, 3, 3))
+TENSORS |= dict(fc1_weight=(4 * C, C), fc2_weight=(C, 2 * C), image=(B, H, W, 3))
+TENSORS |= dict(weight=(C, 1, 3, 3), taps=(C, 3, 3, 3))
 MIXER = ((C, R), (C,), (C,), (C // NH,), (C // NH,))  # `parameters`
 FIRST_HALF = ((C, 1, 3, 3), (2 * C, C), (C, C), (R, C), *MIXER, (C, C))  # `weights`
 

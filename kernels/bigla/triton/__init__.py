@@ -36,6 +36,7 @@ from .sums import Sums
 
 __all__ = [
     'add_norm',
+    'add_pos_embed',
     'bigla',
     'bigla_mixer',
     'block',
@@ -138,6 +139,17 @@ def add_norm(
     return _cast_norm(x, weight, bias, eps, dtype, sum_dtype)
 
 
+def add_pos_embed(
+    x: Tensor, pos_embed: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, eps: float, inner: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`api.add_pos_embed` by Triton kernels, for an x that :func:`unsupported_tensor` has nothing against.
+
+    Both vectors require no gradient.
+    """
+    wide = torch.promote_types(x.dtype, pos_embed.dtype)
+    return _add_pos_embed(x.to(wide), pos_embed.to(wide), norm_weight, norm_bias, eps, inner)
+
+
 def conv_norm(
     x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float, act: str,
     inner: torch.dtype, dtype: torch.dtype,
@@ -192,7 +204,7 @@ def _differentiable(
     forward: Callable,
     fake: Callable,
     backward: Callable,
-    fake_backward: Callable,
+    fake_backward: Callable | None,
     results: int = 1,
     besides: int = 0,
     keep: Callable[[tuple, tuple], tuple] | None = None,
@@ -206,7 +218,7 @@ def _differentiable(
         fake: The same for shapes alone.
         backward: Takes the results' gradients, what is kept, and forward's options; returns the gradients of the
             tensors, anything for those that are None.
-        fake_backward: The same for shapes alone.
+        fake_backward: The same for shapes alone. None: `backward` is of PyTorch's own operators, and stays as it is.
         results: How many of the returned tensors are results, with gradients.
         besides: How many behind these are results without.
         keep: Chooses what to keep for the backward from forward's tensors and the returned ones. By default these are
@@ -228,10 +240,13 @@ def _differentiable(
             seen.add(memory)
         return tuple(grads)
 
-    operator, gradient = (
-        torch.library.custom_op(f'bigla::{n}', fn, mutates_args=(), device_types=('cpu', 'cuda'), tags=ANY_STRIDES)
-        for n, fn in ((name, forward), (f'{name}_backward', apart))
-    )
+    def operator_of(fn: Callable, name: str, fake: Callable) -> torch.library.CustomOpDef:
+        operator = torch.library.custom_op(
+            f'bigla::{name}', fn, mutates_args=(), device_types=('cpu', 'cuda'), tags=ANY_STRIDES
+        )
+        operator.register_fake(_declared(name, fake))
+        return operator
+
     count = sum(parameter.annotation in (Tensor, Tensor | None) for parameter in signature(forward).parameters.values())
     keep = keep or (lambda tensors, outputs: (*tensors, *outputs[results:]))
 
@@ -267,10 +282,11 @@ def _differentiable(
             "bigla's Triton kernels have no second derivative: use impl='chunked' or impl='reference'"
         )
 
-    operator.register_fake(_declared(name, fake))
-    gradient.register_fake(_declared(f'{name}_backward', fake_backward))
+    operator, gradient = operator_of(forward, name, fake), backward
     operator.register_autograd(differentiate, setup_context=setup_context)
-    gradient.register_autograd(refuse)
+    if fake_backward is not None:
+        gradient = operator_of(apart, f'{name}_backward', fake_backward)
+        gradient.register_autograd(refuse)
 
     def run(ctx, *inputs):
         outputs = tuple_of(forward(*inputs))
@@ -587,6 +603,21 @@ def _fake_add_norm_backward(dtotal, dy, total, weight, bias, eps, dtype, x_dtype
     )
 
 
+def _run_add_pos_embed(
+    x: Tensor, pos_embed: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, eps: float, inner: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(x):
+        return launch_norm(x.contiguous(), pos_embed.contiguous(), norm_weight, norm_bias, eps, inner)
+
+
+def _fake_add_pos_embed(x, pos_embed, norm_weight, norm_bias, eps, inner):
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=inner)
+
+
+def _add_pos_embed_backward(dtotal, eps, inner):
+    return dtotal, dtotal.sum(0, keepdim=True), None, None
+
+
 def _run_conv_norm(
     x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float, act: str,
     inner: torch.dtype, dtype: torch.dtype,
@@ -777,6 +808,9 @@ _add_norm = _differentiable(
     _fake_add_norm_backward,
     results=2,
     keep=lambda tensors, outputs: (outputs[0], *tensors[2:]),
+)
+_add_pos_embed = _differentiable(
+    _run_add_pos_embed, _fake_add_pos_embed, _add_pos_embed_backward, None, besides=1, keep=lambda tensors, outputs: ()
 )
 _conv_norm = _differentiable(
     _run_conv_norm, _fake_conv_norm, _run_conv_norm_backward, _fake_conv_norm_backward, first_on_demand=True

@@ -63,10 +63,13 @@ def load_branch(branch, factors, at, n, inside, N, L, SCALED: tl.constexpr):
 def norm_kernel(
     x, branch, factors, shift, weight, bias, total, y, N, L, eps,
     C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr,
-    ADD: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr, CENTER: tl.constexpr,
-    ACT: tl.constexpr,
+    ADD: tl.constexpr, SHARED: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr, KEEP: tl.constexpr,
+    CENTER: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """y, of the sum with ADD; KEEP: writes the sum, too, or without one x, cast."""
+    """y, of the sum with ADD; KEEP: writes the sum, too, or without one x, cast.
+
+    SHARED: the branch is one sample's, L rows, for all.
+    """
     begin(True)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BC)
@@ -74,7 +77,8 @@ def norm_kernel(
     at = n.to(tl.int64)[:, None] * C + c[None, :]
     s = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        s = s + load_branch(branch, factors, at, n, inside, N, L, SCALED)
+        at_branch = (n % L).to(tl.int64)[:, None] * C + c[None, :] if SHARED else at
+        s = s + load_branch(branch, factors, at_branch, n, inside, N, L, SCALED)
     if SHIFT:
         s = s + tl.load(shift + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if KEEP:
@@ -157,8 +161,9 @@ def launch_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum, of `sum_dtype` or the wider dtype of x and branch, and y of `dtype`.
 
-    Where the sum is not to be kept, it is x itself. `factors` (B,), dense, are those of the branch (B, ..., C); `shift`
-    (C), dense, is added to every row before the norm, not in the sum.
+    Where the sum is not to be kept, it is x itself. The branch is of x's shape, or (1, ..., C) for all samples.
+    `factors` (B,), dense, are those of the branch (B, ..., C); `shift` (C), dense, is added to every row before the
+    norm, not in the sum.
     """
     center = bias is not None
     C = x.shape[-1]
@@ -174,8 +179,8 @@ def launch_norm(
         norm_kernel[ceil_div(N, tile['ROWS']),](
             x, x if branch is None else branch, *(weight if v is None else v for v in (factors, shift)), weight, bias,
             total, y, N, rows_a_sample(x), eps,
-            ADD=branch is not None, SCALED=factors is not None, SHIFT=shift is not None, KEEP=keep, CENTER=center,
-            ACT=act, **tile,
+            ADD=branch is not None, SHARED=branch is not None and branch.shape != x.shape, SCALED=factors is not None,
+            SHIFT=shift is not None, KEEP=keep, CENTER=center, ACT=act, **tile,
         )  # fmt: skip
     return total, y
 

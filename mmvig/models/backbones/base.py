@@ -118,19 +118,24 @@ class LinearBackbone(BaseModule):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
-    def run_in_turn(self, blocks: nn.ModuleList, x: Tensor) -> Iterator[Tensor]:
-        """What each block makes of what the one before it made (B, H, W, C).
+    def takes_norms(self, block: nn.Module) -> bool:
+        """Whether a norm of x may be handed to `block`: where it is recomputed, that would be kept, beside x."""
+        return isinstance(block, Block) and not self.recomputes
 
-        That one has normed it for it, but where blocks are recomputed: a norm would be kept for this, beside x.
+    def run_in_turn(self, blocks: nn.ModuleList, x: Tensor, normed: Tensor | None = None) -> Iterator[Tensor]:
+        """What each block makes of what the one before it made (B, H, W, C), which that one has normed for it.
+
+        The first has x, and may have its norm.
         """
-        given = None
+        given = x, normed
+        del normed  # which nobody needs behind the first block
         for block, following in zip(blocks, [*blocks[1:], None]):
-            if self.recomputes or not isinstance(block, Block):
-                x, given = self.run(block, x), None
-            else:
+            if self.takes_norms(block):
                 handed = [None]
                 x = block(x, given, following if isinstance(following, Block) else None, handed)
                 given = handed.pop()
+            else:
+                x, given = self.run(block, x), None
             yield x
 
     def tokens(self, image: Tensor) -> Tensor:

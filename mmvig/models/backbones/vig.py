@@ -130,12 +130,17 @@ class ViG(LinearBackbone):
             return int(name.split('.')[1]) + 1, num_layers
         return num_layers - 1, num_layers
 
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Maps images (B, H, W, in_channels) to what the first block gets (B, h, w, C), and its norm or None."""
+        x = self.stem(x)
+        pos_embed = resize_pos_embed(self.pos_embed, x.shape[1:3])
+        first = self.blocks[0]
+        return first.add_pos_embed(x, pos_embed) if self.takes_norms(first) else (x + pos_embed, None)
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps images (B, in_channels, H, W) to one (B, C, h, w) per output, h and w as `grid` gives them."""
-        x = self.stem(self.tokens(x))  # (B, h, w, C)
-        x = x + resize_pos_embed(self.pos_embed, x.shape[1:3])
         outs = []
-        for i, y in enumerate(self.run_in_turn(self.blocks, x)):
+        for i, y in enumerate(self.run_in_turn(self.blocks, *self.embed(self.tokens(x)))):
             if i in self.out_indices:
                 outs.append(getattr(self, f'norm{i}')(y).permute(0, 3, 1, 2))
         return tuple(outs)

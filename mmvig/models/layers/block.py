@@ -6,6 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 from torchvision.ops import StochasticDepth
 
+from bigla import add_pos_embed
 from bigla import block as bigla_block
 
 from .gated_mlp import GatedMLP
@@ -55,8 +56,8 @@ class Block(nn.Module):
         """Maps (B, H, W, C) to (B, H, W, C).
 
         Args:
-            given: what the block before this one left in `handed`: its result and the norm that this one makes of it,
-                which counts if nobody, such as a hook, has put another x in its place.
+            given: what the block before this one left in `handed`, or this one's `add_pos_embed` returned: x and the
+                norm that this one makes of it, which counts if nobody, such as a hook, has put another x in its place.
             following: the block after this one.
             handed: the list in which to leave what that is given, so that hooks get a tensor.
         """
@@ -96,6 +97,13 @@ class Block(nn.Module):
             handed.append(y)
             y = y[0]
         return y
+
+    def add_pos_embed(self, x: Tensor, pos_embed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What comes before the first block: x (B, H, W, C) + pos_embed (1, H, W, C), and its norm, for `given`."""
+        weight, bias = self.norm1.weight, self.norm1.bias
+        if weight.shape != x.shape[-1:]:
+            return x + pos_embed, None  # FSDP has taken the parameters away
+        return add_pos_embed(x, pos_embed, weight, bias, eps=self.norm1.eps, inner=autocast_dtype(x))
 
     def depth_factors(self, x: Tensor) -> Tensor | None:
         """What stochastic depth multiplies a branch by, a factor for each sample (B,): 0, or 1 / (1 - its chance)."""

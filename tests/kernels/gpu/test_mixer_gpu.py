@@ -119,6 +119,10 @@ def test_a_sum_of_another_type(casts):
     casts('triton', 'cuda')
 
 
+def test_a_position_embedding(embeds):
+    embeds('cuda')
+
+
 @pytest.mark.parametrize('bias', [True, False], ids=['LayerNorm', 'RMSNorm'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
 @pytest.mark.parametrize('C, fewest', [(64, 0), (96, 0), (192, 0), (256, 0), (384, 0), (192, 10**9)])
