@@ -51,7 +51,18 @@ def long_chunks(monkeypatch) -> None:
     """Of 64 tokens, without gradients, however few tokens there are, of any dtype and with any Triton."""
     from bigla.triton import forward, primitives
 
-    monkeypatch.setattr(forward, 'longer_chunk', lambda C, L, K, *_: primitives.LONG[primitives.block(K)].C)
+    monkeypatch.setattr(forward, 'longer_chunk', lambda C, q, *_: primitives.LONG[primitives.block(q.shape[-1])].C)
+
+
+@pytest.fixture
+def long_gradients(monkeypatch) -> None:
+    """Chunks of 64 tokens with gradients, too, by Hopper's kernel, of all sequences of more than 32."""
+    from bigla.triton import primitives
+
+    if not (primitives.KNOWN and torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)):
+        pytest.skip('needs an H100 or H200, and Triton 3.6')
+    monkeypatch.setattr(primitives, 'SHORT', 32)
+    monkeypatch.setattr(primitives, 'LONG_FROM', dict.fromkeys(primitives.LONG, 0))
 
 
 @pytest.fixture(params=GATES)

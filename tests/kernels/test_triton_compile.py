@@ -34,11 +34,12 @@ from bigla.triton.mlp import (  # noqa: E402
     launch_swiglu,
 )
 from bigla.triton.norm import Norm, launch_norm, launch_norm_grad  # noqa: E402
-from bigla.triton.primitives import FEW, LONG, TABLE, Gates, chunk_size  # noqa: E402
+from bigla.triton.primitives import FEW, LONG, TABLE, Gates, chunk_size, longer_chunk  # noqa: E402
 from bigla.triton.stem import launch_conv_norm, launch_conv_weight_grad  # noqa: E402
 from bigla.triton.sums import Sums  # noqa: E402
 
 BF16 = torch.bfloat16
+needs_gluon = pytest.mark.skipif(not KNOWN, reason='needs Triton 3.6')
 # Bytes of shared memory that a block may have.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 # Fast: the one that it was made for, and one with the least shared memory.
@@ -88,12 +89,14 @@ def compiled(monkeypatch) -> Callable[..., list]:
         gates = Gates(g_fwd, g_bwd, False)
         launch_forward(q, k, v, gates, 1.0, C, L <= C)
         launch_backward(do, q, k, v, gates, *buffers(q, v, -(-L // C), L <= C), 1.0, C, L <= C)
+        longer = longer_chunk(C, q, v, gates, True)
         joins = set() if L <= C else {'state_kernel', 'scan_kernel'}
-        fast = set() if dtype == torch.float32 else {'out_kernel', 'grad_kernel'}
+        fast = set() if dtype == torch.float32 else {'out_kernel', 'bigla_grad_kernel' if longer > C else 'grad_kernel'}
+        C = longer
         apart = set() if fast and B * -(-L // C) * nh <= FEW else {'exact_out_kernel'}
         assert {name for name, _ in launched} == joins | fast | apart | {'exact_grad_kernel'}
-        # Hopper's wgmma gave wrong sums and illegal addresses: see primitives.TABLE.
-        assert not any('wgmma' in kernel.asm['ptx'] for _, kernel in launched)
+        # By Triton, Hopper's wgmma gave wrong sums and illegal addresses: see primitives.TABLE.
+        assert all(name == 'bigla_grad_kernel' for name, kernel in launched if 'wgmma' in kernel.asm['ptx'])
         return list(launched)
 
     monkeypatch.setattr(JITFunction, 'run', compile_only)
@@ -149,7 +152,26 @@ def assembler_says(kernel, tmp_path) -> str:
 )
 def test_hopper_code(K, V, budgets, compiled, tmp_path):
     """Registers that spill little, few instructions: the operator is bound by the rate at which they issue."""
-    hold(compiled(90, 4096, K, V, BF16, B=9), budgets, TABLE[BF16][K].C, tmp_path)
+    hold(compiled(90, 500, K, V, BF16, B=99), budgets, TABLE[BF16][K].C, tmp_path)
+
+
+@needs_gluon
+@pytest.mark.parametrize(
+    'K, V, budgets',
+    [
+        (32, 64, {'state_kernel': (0, 46), 'out_kernel': (16, 135), 'bigla_grad_kernel': (40, 228)}),
+        (16, 32, {'state_kernel': (0, 20), 'out_kernel': (0, 60), 'bigla_grad_kernel': (40, 150)}),
+        pytest.param(32, 32, {'bigla_grad_kernel': (48, 207)}, marks=pytest.mark.slow),
+        pytest.param(16, 64, {'bigla_grad_kernel': (112, 166)}, marks=pytest.mark.slow),
+    ],
+    ids=['ViG', 'ViG-H', 'narrow values', 'wide values'],
+)
+def test_hopper_code_of_long_chunks(K, V, budgets, compiled, tmp_path):
+    kernels = compiled(90, 16_384, K, V, BF16, B=9)
+    hold(kernels, budgets, LONG[K].C, tmp_path)
+    [grad] = [kernel for name, kernel in kernels if name == 'bigla_grad_kernel']
+    assert grad.metadata.shared <= SHARED[90] * 1024
+    assert 'wgmma' in grad.asm['ptx'] and 'serialized' not in assembler_says(grad, tmp_path)
 
 
 def hold(kernels: list, budgets: dict[str, tuple[int, int]], C: int, tmp_path) -> None:
@@ -179,15 +201,17 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True, B: int = 2) -> No
             launch_mixer_grad(sums, local, *inputs, o, *saved, *options)
 
 
-# As above, with the gates' expansion and the end of the mixer inside. For training; for short sequences without
-# gradients; for few chunks, with the tree in the same kernel; and for many tokens, in long chunks.
+# As above, with the gates' expansion and the end of the mixer inside. For training, of short sequences and long ones;
+# for short sequences without gradients; for few chunks, with the tree in the same kernel; and for many tokens, in long
+# chunks.
 @pytest.mark.parametrize(
-    'dims, nh, train, short, few, long',
+    'dims, nh, train, train_long, short, few, long',
     [
         (
             192,
             3,
             {'state_kernel': (0, 50), 'out_kernel': (0, 190), 'grad_kernel': (368, 335)},
+            {'state_kernel': (0, 56), 'out_kernel': (104, 212), 'bigla_grad_kernel': (72, 263)},
             {'state_kernel': (0, 50), 'out_kernel': (0, 187)},
             {'out_kernel': (248, 370)},
             {'state_kernel': (0, 56), 'out_kernel': (80, 207), 'exact_out_kernel': (16, 328)},
@@ -196,6 +220,7 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True, B: int = 2) -> No
             96,
             3,
             {'state_kernel': (0, 31), 'out_kernel': (0, 86), 'grad_kernel': (0, 202)},
+            {'state_kernel': (0, 24), 'out_kernel': (0, 98), 'bigla_grad_kernel': (40, 170)},
             {'state_kernel': (0, 31), 'out_kernel': (8, 84)},
             {'out_kernel': (296, 177)},
             {'state_kernel': (0, 24), 'out_kernel': (16, 96), 'exact_out_kernel': (0, 122)},
@@ -203,16 +228,19 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True, B: int = 2) -> No
     ],
     ids=['ViG', 'ViG-H'],
 )
-def test_hopper_code_of_the_mixer(dims, nh, train, short, few, long, compiled, tmp_path):
+@needs_gluon
+def test_hopper_code_of_the_mixer(dims, nh, train, train_long, short, few, long, compiled, tmp_path):
     compiled.target(90)
 
     def launched(*args, **options) -> list:
         compiled.launched.clear()
         launch_both(*args, **options)
-        assert not [name for name, kernel in compiled.launched if 'wgmma' in kernel.asm['ptx']]
+        by_wgmma = {name for name, kernel in compiled.launched if 'wgmma' in kernel.asm['ptx']}
+        assert by_wgmma == {'bigla_grad_kernel'} & {name for name, _ in compiled.launched}
         return compiled.launched
 
-    hold(launched(4096, dims, nh, B=9), train, 32, tmp_path)
+    hold(launched(500, dims, nh, B=99), train, 32, tmp_path)
+    hold(launched(16384, dims, nh, B=9), train_long, 64, tmp_path)
     hold(launched(500, dims, nh, False, B=99), short, 32, tmp_path)
     hold(launched(500, dims, nh, False), few, 32, tmp_path)
     hold(launched(16384, dims, nh, False, B=9), long, 64, tmp_path)
@@ -232,7 +260,8 @@ def test_long_chunks(K, arch, compiled):
     assert len({kernel.hash for kernel in outs}) == 4
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
-        assert not re.search('wgmma|tcgen05', kernel.asm['ptx']), name
+        assert name == 'bigla_grad_kernel' or not re.search('wgmma|tcgen05', kernel.asm['ptx']), name
+    assert ('bigla_grad_kernel' in {name for name, _ in compiled.launched}) == (arch == 90)
 
 
 @pytest.mark.slow
@@ -359,9 +388,6 @@ def test_what_llvm_makes_wrong(compiled, monkeypatch):
     compiled.target(90)
     launch_forward(q, q, q, Gates(q, q, False), 1.0, 16, True)
     assert checked == [True, False] and [name for name, _ in compiled.launched] == ['out_kernel']
-
-
-needs_gluon = pytest.mark.skipif(not KNOWN, reason='needs Triton 3.6')
 
 
 def half_a_block(

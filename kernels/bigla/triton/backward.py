@@ -16,7 +16,8 @@ were rounded for the dots, so that terms which cancel do. A^T and D^T come from 
 miscompiles a dot whose operand is a transposed result on Hopper (fla-org/flash-linear-attention#640).
 
 1. `state_kernel` and `scan_kernel` of the forward, other way round: dS' and dR' of every chunk.
-2. `grad_kernel`: the five gradients, by one writer each.  3. `exact_grad_kernel`: those of the hard chunks.
+2. `grad_kernel`: the five gradients, by one writer each; of long chunks `hopper.launch_bigla_grad`.
+3. `exact_grad_kernel`: those of the hard chunks.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .forward import scan, state_kernel
-from .launch import begin, kernel
+from .launch import KNOWN, begin, kernel
 from .primitives import (
+    INTERPRETED,
     SEARCHERS,
     SPAN,
     Gates,
@@ -44,6 +46,7 @@ from .primitives import (
     load_state,
     load_total,
     locate,
+    longer_chunk,
     operand,
     precision,
     row,
@@ -58,6 +61,11 @@ from .primitives import (
     tree_scores,
     tree_start,
 )
+
+if KNOWN and not INTERPRETED:  # as in `mlp`
+    from . import hopper
+
+MOST_REGISTERS = 255  # where the exact kernel asks for more, and is not told so, ptxas gives it 32
 
 
 @triton.jit
@@ -287,6 +295,8 @@ def launch_backward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
+    longer = longer_chunk(C, q, v, gates, True)
+    by_hopper, C = longer > C, longer
     NT = ceil_div(L, C)
     N = B * NT * H
     if into is None:
@@ -309,14 +319,16 @@ def launch_backward(
         )
         scan(dstate, total, B, NT, H, K, V, cfg, True)
     strides = q_s, k_s, v_s, g_s, do_s, dk_s, dv_s, dg_s
-    if limit is not None:
+    if by_hopper:
+        hopper.launch_bigla_grad(do, q, k, v, gates, state, dstate, total, hard, scale, into)
+    elif limit is not None:
         walk = min(cfg.grad_walk, NT)
         grad_kernel[B * ceil_div(NT, walk) * H,](
             q, k, v, g, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides,
             scale / 2, L, NT, H, N, ONE=one, WALK=walk, num_warps=cfg.grad_warps, **tile,
         )  # fmt: skip
-    exact_grad_kernel[min(N, SEARCHERS // cfg.exact_warps),](
-        q, k, v, g, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides,
-        scale / 2, L, NT, H, N, ONE=one, ALL=limit is None, num_warps=cfg.exact_warps, **tile,
+    exact_grad_kernel[min(N, SEARCHERS // cfg.exact_grad_warps),](
+        q, k, v, g, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
+        ONE=one, ALL=limit is None, num_warps=cfg.exact_grad_warps, maxnreg=MOST_REGISTERS, **tile,
     )  # fmt: skip
     return into

@@ -327,7 +327,7 @@ def launch_forward(
         v: (B, L, nh, V).
         gates: Of the width of q.
         scale: Factor on the scores.
-        C: Tokens a chunk, from `chunk_size`; without `keep` there may be more.
+        C: Tokens a chunk, from `chunk_size`, or less than there are: see `longer_chunk`.
         one: A chunk holds all tokens; leave out what serves to join chunks.
         keep: There is to be a backward.
         merge: What becomes of o.
@@ -338,15 +338,16 @@ def launch_forward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
-    if not keep:
-        C = longer_chunk(C, L, K, q.dtype, B * H)
+    longer = longer_chunk(C, q, v, gates, keep)
+    # What is returned has room for chunks of C, so that its size is one of L, whatever L is.
+    state, total, hard = buffers(q, v, ceil_div(L, C if keep else longer), one)
+    C = longer
     NT = ceil_div(L, C)
     N = B * NT * H
     cfg = config(C, K, V, q.dtype)
     fused = merge is not None and block(V) <= cfg.BV
     keep_o = keep or not fused
     o = v.new_empty((B, L, H, V) if keep_o else (0, 0, 0, 0))
-    state, total, hard = buffers(q, v, NT, one)
     if N == 0:
         return o, state, total, hard
     prec, limit = precision(q.dtype)

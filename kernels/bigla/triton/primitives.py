@@ -59,6 +59,7 @@ class Config(NamedTuple):
     merge_warps: int | None = None  # of the output kernel with the end of the mixer in it, if other than without
     merge_registers: int | None = None
     exact_warps: int | None = None  # of the exact kernels, if other than of the gradients
+    exact_grad_warps: int | None = None  # of that of the gradients, if other than of the outputs
     grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
     scan_block: int = 128  # state elements a program of the scan, twice as many where there are MANY
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
@@ -93,11 +94,11 @@ TABLE = {
 }
 
 
-# By block(K), in bfloat16, where nothing is kept for gradients, whose kernel would spill: longer chunks have fewer
-# states, which are written twice and read twice. For versions of Triton whose wgmma can be switched off: `launch.py`.
+# By block(K), in bfloat16: longer chunks have fewer states, which are written twice and read twice. The gradients'
+# kernel would spill; Hopper has another one. For versions of Triton whose wgmma can be switched off: `launch.py`.
 LONG = {
     16: Config(64, 64, 1, 2, 2, out_registers=128, merge_registers=128, exact_warps=4),
-    32: Config(64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8),
+    32: Config(64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8, exact_grad_warps=4),
 }
 LONG_FROM = {16: 150_000, 32: 0}  # tokens of all sequences and heads
 SHORT = 512  # tokens of a sequence that is not long
@@ -115,11 +116,17 @@ def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
     return block(L) if isinstance(L, int) and L < C else C
 
 
-def longer_chunk(C: int, L: int, K: int, dtype: torch.dtype, sequences: int) -> int:
-    """C, or more tokens where `sequences` of L each want `LONG` chunks; for launchers, which know all sizes."""
-    if KNOWN and dtype == torch.bfloat16 and L > SHORT and L * sequences >= LONG_FROM.get(block(K), math.inf):
-        return LONG[block(K)].C
-    return C
+def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> int:
+    """C, or more tokens where as many as there are want `LONG` chunks; for launchers, which know all sizes.
+
+    With `keep` only where there is a kernel for the gradients of such chunks, `hopper.launch_bigla_grad`.
+    """
+    B, L, H, K = q.shape
+    many = L > SHORT and LONG_FROM.get(block(K), math.inf) <= B * L * H
+    if not (KNOWN and q.dtype == torch.bfloat16 and many):
+        return C
+    fits = K in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
+    return LONG[block(K)].C if not keep or (fits and capability() == 90 and not INTERPRETED) else C
 
 
 @functools.cache
@@ -137,6 +144,7 @@ def config(C: int, K: int, V: int, dtype: torch.dtype) -> Config:
         merge_warps=max(1, (entry.merge_warps or entry.out_warps) // fewer),
         grad_warps=max(1, entry.grad_warps // fewer),
         exact_warps=max(1, (entry.exact_warps or entry.grad_warps) // fewer),
+        exact_grad_warps=max(1, (entry.exact_grad_warps or entry.exact_warps or entry.grad_warps) // fewer),
     )
 
 

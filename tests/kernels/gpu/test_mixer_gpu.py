@@ -92,6 +92,17 @@ def test_mixer(B, L, dims, num_heads, act, dtype, make_mixer):
     check(lambda *a, impl: bigla_mixer(*a, num_heads=num_heads, act=act, impl=impl), args, dtype, 2)
 
 
+@pytest.mark.parametrize('L', [100, 1000])
+@pytest.mark.parametrize('dims', [192, 96])
+def test_long_chunks(dims, L, long_gradients, make_mixer, monkeypatch):
+    """With gradients; their gates are made of the low-rank decay."""
+    args = on_gpu(make_mixer(2, L, dims, 3, 16), torch.bfloat16)
+    check(lambda *a, impl: bigla_mixer(*a, num_heads=3, impl=impl), args, torch.bfloat16, 2)
+    monkeypatch.setattr('bigla.triton.hopper.launch_bigla_grad', None)
+    with pytest.raises(TypeError):  # it was what ran
+        gradients(lambda *a: bigla_mixer(*a, num_heads=3, impl='triton'), args)
+
+
 @DTYPES
 def test_parts(part, dtype, derive):
     """As `check`, for the norms, the MLP and the strided convolutions; parameters in float32."""

@@ -83,14 +83,49 @@ def test_long_chunks(K, V, gates, regime, long_chunks, make):
     assert ours(*inputs).equal(got)
 
 
-def test_many_tokens_without_gradients(make):
+def test_many_tokens_without_gradients(make, monkeypatch):
     """Long chunks against short ones."""
     inputs = make(2, 24_000, 3, 32, 64)
     with torch.no_grad():
         got = ours(*inputs)
-    want = ours(*inputs).detach()
+        monkeypatch.setattr('bigla.triton.primitives.SHORT', 10**9)
+        want = ours(*inputs)
     assert not got.equal(want)
     assert (got - want).norm() < 2.0**-7 * want.norm()
+
+
+@pytest.mark.parametrize('K, V', [(32, 64), (16, 32), (32, 32), (16, 64)])
+def test_gradients_of_long_chunks(K, V, gates, long_gradients, make, check, monkeypatch):
+    """None hard, some, all; the last one is shorter."""
+    inputs = make(2, 300, 2, K, V, gates=gates)
+    check(inputs, ROUNDINGS.get(gates, 1))
+    monkeypatch.setattr('bigla.triton.hopper.launch_bigla_grad', None)
+    with pytest.raises(TypeError):  # it was what ran
+        ours(*inputs).sum().backward()
+
+
+@pytest.mark.parametrize('L', [33, 63, 64, 65, 128, 449])
+def test_lengths_of_long_chunks(L, long_gradients, make, check):
+    check(make(3, L, 2, 32, 64))
+    check(make(1, L, 3, 16, 32, gates='mixed'))
+
+
+def test_float32_gates_of_long_chunks(long_gradients, make, check):
+    inputs = make(2, 300, 3, 32, 64)
+    check(inputs[:3] + [x.detach().float().requires_grad_() for x in inputs[3:]])
+
+
+def test_logits_of_long_chunks(long_gradients, make, run, errors):
+    inputs = make(1, 300, 2, 16, 32, gates='zero')
+    inputs[3:] = [(6 * torch.randn_like(x)).requires_grad_() for x in inputs[3:]]
+
+    def outside(q, k, v, *logits):
+        return bigla(q, k, v, *(F.logsigmoid(x) / 16 for x in logits), impl='chunked')
+
+    exact = run(outside, [x.detach().double().requires_grad_() for x in inputs])
+    mine = errors(run(lambda *x: ours(*x, gate_logits=True), inputs), exact)
+    peer = errors(run(outside, inputs), exact)
+    assert all(mine[name] <= 2 * peer[name] + 2.0**-8 for name in mine), (mine, peer)
 
 
 @pytest.mark.parametrize('dtype', [FP16, BF16], ids=['fp16', 'bf16'])
@@ -111,8 +146,11 @@ def test_gate_logits(make, run, errors):
     assert max(worst.values()) < 1e-5, worst
 
 
+@pytest.mark.parametrize('long', [False, True], ids=['', 'long chunks'])
 @pytest.mark.parametrize('layout', ['packed', 'head-major', 'every other column', 'odd offset'])
-def test_strides(layout, make, run, errors):
+def test_strides(layout, long, make, run, errors, request):
+    if long:
+        request.getfixturevalue('long_gradients')
     inputs = make(2, 300, 2, 32, 32)
     views = [x.detach() for x in inputs]
     if layout == 'packed':

@@ -1,0 +1,317 @@
+"""The gradients of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
+
+Formulas and symbols are those of `..backward`. A program sends for all that a chunk needs at once, and goes through one
+direction after the other. Sums over the tokens before or behind each are products with a triangle of ones, of numbers
+in two parts of half precision; the same triangle selects the pairs of tokens that a direction has.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from ..launch import begin, kernel
+from ..primitives import Gates, ceil_div, gate_grad, gate_rows, locate, row, tile_decay, token_strides
+
+TOKENS = gl.constexpr(64)  # of a chunk
+REGISTERS = {16: 168, 32: 255}  # of a thread, by K: three programs run on a multiprocessor, or two
+HALF = gl.constexpr(gl.bfloat16)
+
+
+@gluon.jit
+def copy(to, p, stride, count, W: gl.constexpr):
+    """`count` rows of W numbers, 0 behind them; under way."""
+    BY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // W, W // 8], [4, 1], [1, 0])
+    r = gl.arange(0, to.shape[0], gl.SliceLayout(1, BY))
+    w = gl.arange(0, W, gl.SliceLayout(0, BY))
+    async_copy.async_copy_global_to_shared(to, p + (r[:, None] * stride + w[None, :]), (r < count)[:, None])
+
+
+@gluon.jit
+def state_at(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
+    """Pointer to state[i, D]."""
+    return state + (i.to(gl.int64) * 2 + D) * (K * V)
+
+
+@gluon.jit
+def allocate(ROWS: gl.constexpr, W: gl.constexpr, N: gl.constexpr):
+    """N tiles (ROWS, W)."""
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(W * 2 if W < 64 else 128, 16, 2)
+    return gl.allocate_shared_memory(HALF, [N, ROWS, W], SHARED)
+
+
+@gluon.jit
+def put_ones(to):
+    """1 where the row is not before the column."""
+    BY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    i = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))[:, None]
+    j = gl.arange(0, TOKENS, gl.SliceLayout(0, BY))[None, :]
+    to.store(gl.where(i >= j, 1.0, 0.0).to(HALF))
+
+
+@gluon.jit
+def meet():
+    """All warps have written what products read now, or have done the products that read what is written now."""
+    fence_async_shared()
+    gl.thread_barrier()
+
+
+@gluon.jit
+def columns(p, W: gl.constexpr, LAYOUT: gl.constexpr):
+    """W numbers at p, for all rows.  (1, W)"""
+    return gl.load(p + gl.arange(0, W, gl.SliceLayout(0, LAYOUT))).to(gl.float32)[None, :]
+
+
+@gluon.jit
+def store(p, stride, x, count, W: gl.constexpr):
+    """`count` rows of x."""
+    BY: gl.constexpr = gl.BlockedLayout([W // 16, 8], [256 // W, W // 8], [4, 1], [1, 0])  # a warp's own rows
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
+    w = gl.arange(0, W, gl.SliceLayout(0, BY))
+    x = gl.convert_layout(x.to(p.dtype.element_ty), BY)
+    gl.store(p + (r[:, None] * stride + w[None, :]), x, mask=(r < count)[:, None])
+
+
+@gluon.jit
+def put_in_parts(x, high, low):
+    """x as a sum of two numbers of half precision, to two tiles."""
+    rounded = x.to(HALF)
+    high.store(rounded)
+    low.store((x - rounded.to(gl.float32)).to(HALF))
+
+
+@gluon.jit
+def sums(ones, high, low, zero):
+    """Sums over the rows of what `put_in_parts` put; under way."""
+    acc = warpgroup_mma(ones, high, zero, use_acc=False, is_async=True)
+    return warpgroup_mma(ones, low, acc, is_async=True)
+
+
+@gluon.jit
+def copy_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
+    """What makes a head's gate logits of its low-rank decay, both directions."""
+    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [4, 1], [1, 0])
+    kk = gl.arange(0, K, gl.SliceLayout(1, BY))
+    rr = gl.arange(0, RANK, gl.SliceLayout(0, BY))
+    for D in gl.static_range(2):
+        at = ((D * H + h) * K + kk)[:, None] * RANK + rr[None, :]
+        to.index(D).store(gl.load(gates[2] + at).to(HALF))
+
+
+@gluon.jit
+def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
+    """sum_V S' dS' of a direction, whose state leaves the chunk and enters `after`.  (K)"""
+    BY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [4, 1], [1, 0])
+    kk = gl.arange(0, K, gl.SliceLayout(1, BY))
+    vv = gl.arange(0, V, gl.SliceLayout(0, BY))
+    at = kk[:, None] * V + vv[None, :]
+    # At the end of the sequence there is none, and no gradient: dS' = 0.
+    S = gl.load(state_at(state, after, D, K, V) + at).to(gl.float32)
+    dS = gl.load(state_at(dstate, i, D, K, V) + at).to(gl.float32)
+    to.index(D).store(gl.sum(S * dS, 1))
+
+
+@gluon.jit
+def gates_of(
+    gates, gates_s, low, weight, b, left, h, H, r, m, zero,
+    D: gl.constexpr, K: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
+):  # fmt: skip
+    """Gates (TOKENS, K) as they are, or made of the low-rank decay."""
+    if RANK == 0:
+        p, stride = gate_rows(gates, gates_s, b, left, h, D)
+        kk = gl.arange(0, K, gl.SliceLayout(0, KEYS))
+        g = gl.load(p + (r[:, None] * stride + kk[None, :]), mask=m[:, None], other=0.0)
+    else:
+        g = warpgroup_mma(low.index(D), weight.index(D).permute((1, 0)), zero, use_acc=False)
+        g = g + columns(gates[3] + (D * H + h) * K, K, KEYS)
+    return g
+
+
+@gluon.jit
+def left_factor(x, LAYOUT: gl.constexpr):
+    """x as the left factor of a product of that layout."""
+    return gl.convert_layout(x.to(HALF), gl.DotOperandLayout(0, LAYOUT, 2))
+
+
+@gluon.jit
+def selected(x, ones, INSIDE: gl.constexpr):
+    """x, of half precision, where `ones` are (INSIDE) or are not, and 0 elsewhere, two numbers at a time.
+
+    The lower byte of a 1 has its highest bit set, and makes all bits of a mask.
+    """
+    if INSIDE:
+        asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; and.b32 $0, $1, m; }'
+    else:
+        asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; lop3.b32 $0, $1, m, 0, 0x30; }'
+    return gl.inline_asm_elementwise(asm, '=r,r,r', [x, ones], x.dtype, is_pure=True, pack=2)
+
+
+@gluon.jit
+def direction_grads(
+    D: gl.constexpr, o, inputs, dgates, dg_s, tiles, at, scale, H,
+    K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
+):  # fmt: skip
+    """What direction D adds to dq / s and dk, and `o` with what it adds to dv; stores the gradient of its gates.
+
+    dq and dk of the diagonal, on which no decay lies, come with the forward direction.
+    """
+    KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
+    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
+    LEFT_OF_VALUES: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
+    gates, gates_s, total = inputs
+    narrow, values, states, own, ones, w, low, weight = tiles
+    index, b, h, left, count, stored = at
+    q, k, v, do, S, dS = (
+        narrow.index(0), narrow.index(1), values.index(0), values.index(1), states.index(D), states.index(2 + D)
+    )  # fmt: skip
+    qs, ks, high, rest = own.index(0), own.index(1), own.index(2), own.index(3)
+    till, since = ones, ones.permute((1, 0))  # i >= j and i <= j, in the order that the direction has
+    if D == 1:
+        till, since = since, till
+    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
+    scores = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
+    m = r < count
+
+    g = tile_decay(gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS), m, LOGITS)
+    put_in_parts(g, high, rest)
+    meet()
+    X = sums(ones, high, rest, zero)
+    X = warpgroup_mma_wait(0, (X,))
+    half = columns(total + (index * 2 + D).to(gl.int64) * K, K, KEYS) / 2
+    X = X - half if D == 0 else half + g - X
+    qs.store((q.load(KEYS).to(gl.float32) * scale * gl.exp2(X)).to(HALF))
+    ks.store((k.load(KEYS).to(gl.float32) * gl.exp2(-X)).to(HALF))
+    async_copy.wait_group(0)
+    meet()
+
+    d = warpgroup_mma(do, v.permute((1, 0)), scores, use_acc=False, is_async=True)
+    x = warpgroup_mma(do, S.permute((1, 0)), zero, use_acc=False, is_async=True)
+    d, x = warpgroup_mma_wait(0, (d, x))
+    if D == 0:
+        i = gl.arange(0, TOKENS, gl.SliceLayout(1, SCORES))[:, None]
+        j = gl.arange(0, TOKENS, gl.SliceLayout(0, SCORES))[None, :]
+        diagonal = 2 * gl.convert_layout(gl.sum(gl.where(i == j, d, 0.0), 1), gl.SliceLayout(1, KEYS))[:, None]
+    d = selected(left_factor(d, KEYS), since.load(LEFT), False)
+    u = gl.exp2(half)
+    x = warpgroup_mma(d, ks, x * u, is_async=True)
+    x, d = warpgroup_mma_wait(0, (x, d))
+    dt = warpgroup_mma(v, do.permute((1, 0)), scores, use_acc=False, is_async=True)
+    y = warpgroup_mma(v, dS.permute((1, 0)), zero, use_acc=False, is_async=True)
+    dt, y = warpgroup_mma_wait(0, (dt, y))
+    dt = selected(left_factor(dt, KEYS), till.load(LEFT), False)
+    y = warpgroup_mma(dt, qs, y * u, is_async=True)
+    y, dt = warpgroup_mma_wait(0, (y, dt))
+
+    X += scale * 0.0  # no compiler knows this for X, whose powers it would keep from above, where registers are short
+    # The operands as they were rounded, so that terms that cancel do.
+    put_in_parts(qs.load(KEYS).to(gl.float32) * x - ks.load(KEYS).to(gl.float32) * y, high, rest)
+    # Keys as they meet the states, which stay as they are: these are wider.
+    s = left_factor(k.load(KEYS).to(gl.float32) * gl.exp2(-X) * u, VALUES)
+    x = gl.exp2(X) * x
+    y = gl.exp2(-X) * y
+    if D == 0:
+        x += diagonal * k.load(KEYS).to(gl.float32)
+        y += diagonal * (q.load(KEYS).to(gl.float32) * scale)
+    meet()
+    dg = sums(since, high, rest, zero)
+    dg, s, x, y = warpgroup_mma_wait(0, (dg, s, x, y))
+    g = gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS)
+    dg = gate_grad(dg + w.index(D).load(gl.SliceLayout(0, KEYS))[None, :], g, LOGITS)
+    store(row(dgates, dg_s, b, left, h), dg_s[1], dg, stored, K)
+
+    a = warpgroup_mma(ks, qs.permute((1, 0)), scores, use_acc=False)
+    # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both directions.
+    a = selected(left_factor(a, VALUES), since.load(LEFT_OF_VALUES), True)
+    if D == 0:
+        o = gl.zeros([TOKENS, V], gl.float32, VALUES)
+    o = warpgroup_mma(a, do, o, use_acc=D > 0, is_async=True)
+    o = warpgroup_mma(s, dS, o, is_async=True)
+    o, a, s = warpgroup_mma_wait(0, (o, a, s))
+    return x, y, o
+
+
+@kernel(do_not_specialize=('L', 'NT'), jit=gluon.jit)
+def bigla_grad_kernel(
+    q, k, v, gates, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
+    q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H,
+    K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
+):  # fmt: skip
+    """The five gradients of one chunk; those of a hard one are not stored."""
+    narrow = allocate(TOKENS, K, 2)
+    values = allocate(TOKENS, V, 2)
+    states = allocate(K, V, 4)
+    ones = allocate(TOKENS, TOKENS, 1).index(0)
+    w = gl.allocate_shared_memory(gl.float32, [2, K], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    low = allocate(TOKENS, RANK if RANK > 0 else 16, 2)
+    weight = allocate(K, RANK if RANK > 0 else 16, 2)
+    own = allocate(TOKENS, K, 4)
+    put_ones(ones)
+    begin(False)
+    index = gl.program_id(0)
+    b, c, h = locate(index, NT, H)
+    left = c * TOKENS
+    count = gl.minimum(L - left, TOKENS)
+    stored = gl.where(gl.load(hard + index) == 0, count, 0)
+    copy(narrow.index(0), row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(narrow.index(1), row(k, k_s, b, left, h), k_s[1], count, K)
+    if RANK > 0:
+        for D in gl.static_range(2):
+            p, stride = gate_rows(gates, gates_s, b, left, h, D)
+            copy(low.index(D), p, stride, count, RANK)
+    async_copy.commit_group()
+    copy(values.index(0), row(v, v_s, b, left, h), v_s[1], count, V)
+    copy(values.index(1), row(do, do_s, b, left, h), do_s[1], count, V)
+    for D in gl.static_range(2):
+        copy(states.index(D), state_at(state, index, D, K, V), V, K, V)
+        copy(states.index(2 + D), state_at(dstate, index, D, K, V), V, K, V)
+    async_copy.commit_group()
+    if RANK > 0:
+        copy_weight(gates, h, H, weight, K, RANK)
+    carried(state, dstate, index, gl.where(c + 1 < NT, index + H, index), w, 0, K, V)
+    carried(state, dstate, index, gl.where(c > 0, index - H, index), w, 1, K, V)
+    async_copy.wait_group(1)
+    meet()
+    inputs = gates, gates_s, total
+    tiles = narrow, values, states, own, ones, w, low, weight
+    at = index, b, h, left, count, stored
+    x, y, o = direction_grads(0, 0, inputs, dgf, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
+    x_, y_, o = direction_grads(1, o, inputs, dgb, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
+    store(row(dq, dk_s, b, left, h), dk_s[1], (x + x_) * scale, stored, K)
+    store(row(dk, dk_s, b, left, h), dk_s[1], y + y_, stored, K)
+    store(row(dv, dv_s, b, left, h), dv_s[1], o, stored, V)
+
+
+def copyable(x: Tensor) -> Tensor:
+    """`x` (B, L, nh, W) itself where rows can be copied 16 bytes at a time, otherwise a copy."""
+    fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in x.stride()[:-1])
+    return x if fits else x.contiguous()
+
+
+def launch_bigla_grad(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, dstate: Tensor, total: Tensor,
+    hard: Tensor, scale: float, into: Sequence[Tensor],
+) -> None:  # fmt: skip
+    """The gradients of all chunks of TOKENS that are not `hard`, to `into`; arguments as of `launch_backward`."""
+    B, L, H, K = q.shape
+    NT = ceil_div(L, TOKENS.value)
+    do, q, k, v = (copyable(x) for x in (do, q, k, v))
+    options = gates.options()
+    if options['RANK']:
+        gates = gates._replace(fwd=copyable(gates.fwd), bwd=copyable(gates.bwd))
+    dq, dk, dv, dgf, dgb = into
+    strides = [token_strides(x) for x in (do, dk, dv, dgf)]
+    bigla_grad_kernel[B * NT * H,](
+        q, k, v, gates.pointers(), do, state, dstate, total, hard, *into,
+        *(token_strides(x) for x in (q, k, v)), gates.strides(), *strides, scale / 2, L, NT, H,
+        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=options['RANK'], num_warps=4, maxnreg=REGISTERS[K],
+    )  # fmt: skip
