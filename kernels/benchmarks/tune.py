@@ -158,6 +158,10 @@ def configs(**choices: tuple) -> list[dict[str, object]]:
     return [{'config': Replaced(**changes)} for changes in grid(**choices)]
 
 
+def registers(*numbers: int) -> list[dict[str, object]]:
+    return [{'REGISTERS': dict.fromkeys(primitives.LONG, n)} for n in numbers]
+
+
 MLPS = [(32768, 192, 512), (134400, 96, 256)]  # ViG-T at 1024, batch 8; ViG-H-T at 800 x 1344, batch 2, its first stage
 TARGETS = {
     'residual_mlp': Target(
@@ -223,12 +227,19 @@ TARGETS = {
         forward, configs(merge_warps=(1, 2), merge_registers=(64, 96, 128, 152)), [(2, 67200, 3, 16)], prepare_mixer
     ),
     'backward 32': Target(
-        backward, configs(grad_warps=(1, 2, 4), grad_walk=(1, 2)), [(8, 4096, 3, 32)], prepare_backward
+        backward, configs(grad_warps=(1, 2, 4), grad_walk=(1, 2)), [(128, 196, 3, 32)], prepare_backward
     ),
     'backward 16': Target(
-        backward, configs(grad_warps=(1, 2), grad_walk=(1, 2, 4)), [(2, 67200, 3, 16)], prepare_backward
+        backward, configs(grad_warps=(1, 2), grad_walk=(1, 2, 4)), [(128, 196, 12, 16)], prepare_backward
     ),
 }
+if primitives.KNOWN:
+    from bigla.triton.hopper import bigla_grad
+
+    TARGETS |= {
+        'long backward 32': Target(bigla_grad, registers(168, 200, 232, 255), [(8, 4096, 3, 32)], prepare_backward),
+        'long backward 16': Target(bigla_grad, registers(128, 168, 255), [(2, 67200, 3, 16)], prepare_backward),
+    }
 
 
 def main() -> None:
