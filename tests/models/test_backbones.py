@@ -282,6 +282,33 @@ def test_blocks_hand_over_norms(monkeypatch):
         assert handed(net) == [False, False]
 
 
+def test_no_norms_from_parameters_that_are_sharded(monkeypatch):
+    """FSDP2 gathers a block's own for its forward alone: another's are DTensors, which no kernel takes."""
+    from torch.distributed.fsdp import fully_shard
+
+    called = []
+
+    def noted(name):
+        def call(*tensors, **options):
+            called.append((name, any(hasattr(t, 'to_local') for t in [*tensors, *options.values()])))
+            return getattr(bigla, name)(*tensors, **options)
+
+        return call
+
+    monkeypatch.setattr('mmvig.models.layers.block.add_pos_embed', noted('add_pos_embed'))
+    monkeypatch.setattr('mmvig.models.layers.block.bigla_block', noted('block'))
+    net, image = nano(ViG), torch.rand(1, 3, 64, 96)
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh('cpu', (1,))
+        for part in (*net.blocks, net):
+            fully_shard(part, mesh=mesh)
+        net(image)[0].sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert called == [('block', False)] * 3
+
+
 def test_position_embedding_follows_the_image():
     net = nano(ViG, img_size=(64, 96)).eval()
     assert net.pos_embed.shape == (1, 4, 6, 32)

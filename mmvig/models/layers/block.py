@@ -15,6 +15,11 @@ from .norm import LayerNorm, RMSNorm
 from .precision import autocast_dtype
 
 
+def is_whole(weight: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a vector of a block that is not at work is there: FSDP leaves it empty, or as a DTensor of its shape."""
+    return weight.shape == shape and not hasattr(weight, 'to_local')
+
+
 class Block(nn.Module):
     """x <- x + mixer(norm(x)), then x <- x + mlp(norm(x)) (paper section 3.4).
 
@@ -62,8 +67,8 @@ class Block(nn.Module):
             handed: the list in which to leave what that is given, so that hooks get a tensor.
         """
         mixer, mlp = self.mixer, self.mlp
-        if following is not None and following.norm1.weight.shape != self.norm1.weight.shape:
-            following = None  # FSDP has taken its parameters away
+        if following is not None and not is_whole(following.norm1.weight, x.shape[-1:]):
+            following = None
         y = bigla_block(
             x,
             self.norm1.weight,
@@ -101,8 +106,8 @@ class Block(nn.Module):
     def add_pos_embed(self, x: Tensor, pos_embed: Tensor) -> tuple[Tensor, Tensor | None]:
         """What comes before the first block: x (B, H, W, C) + pos_embed (1, H, W, C), and its norm, for `given`."""
         weight, bias = self.norm1.weight, self.norm1.bias
-        if weight.shape != x.shape[-1:]:
-            return x + pos_embed, None  # FSDP has taken the parameters away
+        if not is_whole(weight, x.shape[-1:]):
+            return x + pos_embed, None
         return add_pos_embed(x, pos_embed, weight, bias, eps=self.norm1.eps, inner=autocast_dtype(x))
 
     def depth_factors(self, x: Tensor) -> Tensor | None:
