@@ -255,6 +255,7 @@ def use(candidate: tuple[int, ...] | None, K: int) -> None:
     from bigla.triton import primitives
 
     if candidate:
+        primitives.LONG_FROM.clear()  # or many tokens would have other chunks
         C, *warps = candidate
         table = primitives.TABLE[torch.bfloat16]
         names = 'state_warps', 'out_warps', 'grad_warps'

@@ -48,7 +48,7 @@ def regime(request, monkeypatch) -> str:
 
 @pytest.fixture
 def long_chunks(monkeypatch) -> None:
-    """Of 64 tokens, without gradients, however few tokens there are, of any dtype and with any Triton."""
+    """Of 64 tokens, however few tokens there are, of any dtype and with any Triton; of the forward alone."""
     from bigla.triton import forward, primitives
 
     monkeypatch.setattr(forward, 'longer_chunk', lambda C, q, *_: primitives.LONG[primitives.block(q.shape[-1])].C)

@@ -145,13 +145,25 @@ def assembler_says(kernel, tmp_path) -> str:
 @pytest.mark.parametrize(
     'K, V, budgets',
     [
-        (32, 64, {'state_kernel': (0, 39), 'out_kernel': (64, 84), 'grad_kernel': (112, 279)}),
+        (
+            32,
+            64,
+            {
+                'state_kernel': (0, 39),
+                'out_kernel': (64, 84),
+                'grad_kernel': (112, 279),
+                'exact_grad_kernel': (2216, 475),
+            },
+        ),
         (16, 32, {'state_kernel': (0, 26), 'out_kernel': (8, 49), 'grad_kernel': (0, 171)}),
     ],
     ids=['ViG', 'ViG-H'],
 )
 def test_hopper_code(K, V, budgets, compiled, tmp_path):
-    """Registers that spill little, few instructions: the operator is bound by the rate at which they issue."""
+    """Registers that spill little, few instructions: the operator is bound by the rate at which they issue.
+
+    The tree's gradient spills twice as much, with twice the instructions, where it is not told `MOST_REGISTERS`.
+    """
     hold(compiled(90, 500, K, V, BF16, B=99), budgets, TABLE[BF16][K].C, tmp_path)
 
 
@@ -159,8 +171,26 @@ def test_hopper_code(K, V, budgets, compiled, tmp_path):
 @pytest.mark.parametrize(
     'K, V, budgets',
     [
-        (32, 64, {'state_kernel': (0, 46), 'out_kernel': (16, 135), 'bigla_grad_kernel': (40, 228)}),
-        (16, 32, {'state_kernel': (0, 20), 'out_kernel': (0, 60), 'bigla_grad_kernel': (40, 150)}),
+        (
+            32,
+            64,
+            {
+                'state_kernel': (0, 46),
+                'out_kernel': (16, 135),
+                'bigla_grad_kernel': (40, 228),
+                'exact_grad_kernel': (2512, 487),
+            },
+        ),
+        (
+            16,
+            32,
+            {
+                'state_kernel': (0, 20),
+                'out_kernel': (0, 60),
+                'bigla_grad_kernel': (40, 150),
+                'exact_grad_kernel': (728, 285),
+            },
+        ),
         pytest.param(32, 32, {'bigla_grad_kernel': (48, 207)}, marks=pytest.mark.slow),
         pytest.param(16, 64, {'bigla_grad_kernel': (112, 166)}, marks=pytest.mark.slow),
     ],
@@ -228,7 +258,6 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True, B: int = 2) -> No
     ],
     ids=['ViG', 'ViG-H'],
 )
-@needs_gluon
 def test_hopper_code_of_the_mixer(dims, nh, train, train_long, short, few, long, compiled, tmp_path):
     compiled.target(90)
 
@@ -240,7 +269,8 @@ def test_hopper_code_of_the_mixer(dims, nh, train, train_long, short, few, long,
         return compiled.launched
 
     hold(launched(500, dims, nh, B=99), train, 32, tmp_path)
-    hold(launched(16384, dims, nh, B=9), train_long, 64, tmp_path)
+    if KNOWN:
+        hold(launched(16384, dims, nh, B=9), train_long, 64, tmp_path)
     hold(launched(500, dims, nh, False, B=99), short, 32, tmp_path)
     hold(launched(500, dims, nh, False), few, 32, tmp_path)
     hold(launched(16384, dims, nh, False, B=9), long, 64, tmp_path)
@@ -258,6 +288,7 @@ def test_long_chunks(K, arch, compiled):
         launch_both(L, 6 * K, 3, False, B)
     outs = [kernel for name, kernel in compiled.launched if name == 'out_kernel']
     assert len({kernel.hash for kernel in outs}) == 4
+    launch_both(16_384, 6 * K, 3, B=9)
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
         assert name == 'bigla_grad_kernel' or not re.search('wgmma|tcgen05', kernel.asm['ptx']), name

@@ -313,7 +313,7 @@ def launch_backward(
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     dstate = state
     if not one:
-        dstate = torch.empty_like(state)
+        dstate = torch.empty_like(state[: N * 2 * K * V])
         state_kernel[2 * N, ceil_div(V, cfg.BV)](
             q, do, g, dstate, total, q_s, do_s, g_s, scale / 2, L, NT, H, GRAD=True, num_warps=cfg.state_warps, **tile
         )

@@ -327,14 +327,14 @@ def launch_forward(
         v: (B, L, nh, V).
         gates: Of the width of q.
         scale: Factor on the scores.
-        C: Tokens a chunk, from `chunk_size`, or less than there are: see `longer_chunk`.
+        C: Tokens a chunk, from `chunk_size`; `longer_chunk` may take more.
         one: A chunk holds all tokens; leave out what serves to join chunks.
         keep: There is to be a backward.
         merge: What becomes of o.
 
     Returns:
         o (B, L, nh, V) of v's dtype, or nothing where there is a `merge`, done by the same kernels, and no `keep`, and
-        the states that enter each chunk, totals and flags as in `buffers`.
+        the states that enter each chunk, totals and flags as in `buffers`, with room for those of chunks of C.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]

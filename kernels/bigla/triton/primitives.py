@@ -94,8 +94,8 @@ TABLE = {
 }
 
 
-# By block(K), in bfloat16: longer chunks have fewer states, which are written twice and read twice. The gradients'
-# kernel would spill; Hopper has another one. For versions of Triton whose wgmma can be switched off: `launch.py`.
+# By block(K), in bfloat16: longer chunks have fewer states, which are written twice and read twice. `grad_kernel` would
+# spill, and never sees them; Hopper has another one. For versions of Triton whose wgmma can be switched off.
 LONG = {
     16: Config(64, 64, 1, 2, 2, out_registers=128, merge_registers=128, exact_warps=4),
     32: Config(64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8, exact_grad_warps=4),
@@ -126,7 +126,7 @@ def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> int:
     if not (KNOWN and q.dtype == torch.bfloat16 and many):
         return C
     fits = K in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
-    return LONG[block(K)].C if not keep or (fits and capability() == 90 and not INTERPRETED) else C
+    return max(C, LONG[block(K)].C) if not keep or (fits and capability() == 90 and not INTERPRETED) else C
 
 
 @functools.cache

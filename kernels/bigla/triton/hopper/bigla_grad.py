@@ -7,6 +7,7 @@ in two parts of half precision; the same triangle selects the pairs of tokens th
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -18,9 +19,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..launch import begin, kernel
-from ..primitives import Gates, ceil_div, gate_grad, gate_rows, locate, row, tile_decay, token_strides
+from ..primitives import LONG, Gates, ceil_div, gate_grad, gate_rows, locate, row, tile_decay, token_strides
 
-TOKENS = gl.constexpr(64)  # of a chunk
+TOKENS = gl.constexpr(LONG[32].C)  # of a chunk: 64, for all widths
 REGISTERS = {16: 168, 32: 255}  # of a thread, by K: three programs run on a multiprocessor, or two
 HALF = gl.constexpr(gl.bfloat16)
 
@@ -95,8 +96,8 @@ def sums(ones, high, low, zero):
 
 
 @gluon.jit
-def copy_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
-    """What makes a head's gate logits of its low-rank decay, both directions."""
+def put_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
+    """What makes a head's gate logits of its low-rank decay, to a tile (K, RANK) of each direction."""
     BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [4, 1], [1, 0])
     kk = gl.arange(0, K, gl.SliceLayout(1, BY))
     rr = gl.arange(0, RANK, gl.SliceLayout(0, BY))
@@ -155,10 +156,10 @@ def selected(x, ones, INSIDE: gl.constexpr):
 
 @gluon.jit
 def direction_grads(
-    D: gl.constexpr, o, inputs, dgates, dg_s, tiles, at, scale, H,
+    D: gl.constexpr, dv, inputs, dgates, dg_s, tiles, at, scale, H,
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """What direction D adds to dq / s and dk, and `o` with what it adds to dv; stores the gradient of its gates.
+    """What direction D adds to dq / s and dk, and dv with what it adds to that; stores the gradient of its gates.
 
     dq and dk of the diagonal, on which no decay lies, come with the forward direction.
     """
@@ -187,7 +188,7 @@ def direction_grads(
     meet()
     X = sums(ones, high, rest, zero)
     X = warpgroup_mma_wait(0, (X,))
-    half = columns(total + (index * 2 + D).to(gl.int64) * K, K, KEYS) / 2
+    half = columns(total + (index.to(gl.int64) * 2 + D) * K, K, KEYS) / 2
     X = X - half if D == 0 else half + g - X
     qs.store((q.load(KEYS).to(gl.float32) * scale * gl.exp2(X)).to(HALF))
     ks.store((k.load(KEYS).to(gl.float32) * gl.exp2(-X)).to(HALF))
@@ -212,7 +213,7 @@ def direction_grads(
     y = warpgroup_mma(dt, qs, y * u, is_async=True)
     y, dt = warpgroup_mma_wait(0, (y, dt))
 
-    X += scale * 0.0  # no compiler knows this for X, whose powers it would keep from above, where registers are short
+    X += scale * 0.0  # a zero that no compiler knows: it would keep 2^X and 2^-X from above until here, and spill
     # The operands as they were rounded, so that terms that cancel do.
     put_in_parts(qs.load(KEYS).to(gl.float32) * x - ks.load(KEYS).to(gl.float32) * y, high, rest)
     # Keys as they meet the states, which stay as they are: these are wider.
@@ -233,11 +234,11 @@ def direction_grads(
     # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both directions.
     a = selected(left_factor(a, VALUES), since.load(LEFT_OF_VALUES), True)
     if D == 0:
-        o = gl.zeros([TOKENS, V], gl.float32, VALUES)
-    o = warpgroup_mma(a, do, o, use_acc=D > 0, is_async=True)
-    o = warpgroup_mma(s, dS, o, is_async=True)
-    o, a, s = warpgroup_mma_wait(0, (o, a, s))
-    return x, y, o
+        dv = gl.zeros([TOKENS, V], gl.float32, VALUES)
+    dv = warpgroup_mma(a, do, dv, use_acc=D > 0, is_async=True)
+    dv = warpgroup_mma(s, dS, dv, is_async=True)
+    dv, a, s = warpgroup_mma_wait(0, (dv, a, s))
+    return x, y, dv
 
 
 @kernel(do_not_specialize=('L', 'NT'), jit=gluon.jit)
@@ -246,15 +247,15 @@ def bigla_grad_kernel(
     q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H,
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """The five gradients of one chunk; those of a hard one are not stored."""
-    narrow = allocate(TOKENS, K, 2)
-    values = allocate(TOKENS, V, 2)
-    states = allocate(K, V, 4)
+    """The five gradients of one chunk; those of a hard one are not stored. dq has dk's strides, and dgf dgb's."""
+    narrow = allocate(TOKENS, K, 2)  # q, k
+    values = allocate(TOKENS, V, 2)  # v, do
+    states = allocate(K, V, 4)  # S, R, dS', dR'
     ones = allocate(TOKENS, TOKENS, 1).index(0)
-    w = gl.allocate_shared_memory(gl.float32, [2, K], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    low = allocate(TOKENS, RANK if RANK > 0 else 16, 2)
+    w = gl.allocate_shared_memory(gl.float32, [2, K], gl.SwizzledSharedLayout(1, 1, 1, [0]))  # sum_V S' dS', R' dR'
+    low = allocate(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
     weight = allocate(K, RANK if RANK > 0 else 16, 2)
-    own = allocate(TOKENS, K, 4)
+    own = allocate(TOKENS, K, 4)  # a direction's q and k times powers of 2, and the parts of what is summed up
     put_ones(ones)
     begin(False)
     index = gl.program_id(0)
@@ -276,7 +277,7 @@ def bigla_grad_kernel(
         copy(states.index(2 + D), state_at(dstate, index, D, K, V), V, K, V)
     async_copy.commit_group()
     if RANK > 0:
-        copy_weight(gates, h, H, weight, K, RANK)
+        put_weight(gates, h, H, weight, K, RANK)
     carried(state, dstate, index, gl.where(c + 1 < NT, index + H, index), w, 0, K, V)
     carried(state, dstate, index, gl.where(c > 0, index - H, index), w, 1, K, V)
     async_copy.wait_group(1)
@@ -284,17 +285,17 @@ def bigla_grad_kernel(
     inputs = gates, gates_s, total
     tiles = narrow, values, states, own, ones, w, low, weight
     at = index, b, h, left, count, stored
-    x, y, o = direction_grads(0, 0, inputs, dgf, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
-    x_, y_, o = direction_grads(1, o, inputs, dgb, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
+    x, y, dv_ = direction_grads(0, 0, inputs, dgf, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
+    x_, y_, dv_ = direction_grads(1, dv_, inputs, dgb, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
     store(row(dq, dk_s, b, left, h), dk_s[1], (x + x_) * scale, stored, K)
     store(row(dk, dk_s, b, left, h), dk_s[1], y + y_, stored, K)
-    store(row(dv, dv_s, b, left, h), dv_s[1], o, stored, V)
+    store(row(dv, dv_s, b, left, h), dv_s[1], dv_, stored, V)
 
 
 def copyable(x: Tensor) -> Tensor:
     """`x` (B, L, nh, W) itself where rows can be copied 16 bytes at a time, otherwise a copy."""
     fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in x.stride()[:-1])
-    return x if fits else x.contiguous()
+    return x if fits else x.clone(memory_format=torch.contiguous_format)  # one that is contiguous may start anywhere
 
 
 def launch_bigla_grad(

@@ -1,4 +1,4 @@
-"""What kernels for Hopper are made of: pieces in shared memory, a ring of parts, products under way.
+"""What the MLP's kernels for Hopper are made of: pieces in shared memory, a ring of parts, products under way.
 
 A program stays on its multiprocessor, and its warps have roles. One or two groups of four multiply, for 64 tokens each.
 Two take turns, so that one makes products while the other one makes what lies between them. One warp copies what all
