@@ -184,6 +184,8 @@ def direction_grads(
     m = r < count
 
     g = tile_decay(gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS), m, LOGITS)
+    if D == 1:
+        gl.thread_barrier()  # some warp may still multiply what the first direction put there
     put_in_parts(g, high, rest)
     meet()
     X = sums(ones, high, rest, zero)
