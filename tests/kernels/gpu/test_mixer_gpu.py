@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from bigla import add_norm, bigla_mixer, block, conv_norm, depthwise_conv, gated_mlp, residual_mlp
 from bigla.triton.launch import KNOWN
@@ -230,6 +231,37 @@ def test_block(C, num_heads, act, fewest, dtype, bias, whole_block, derive, monk
     torch._dynamo.reset()
     for a, b in zip(derive(torch.compile(run('triton'), fullgraph=True, dynamic=True), tensors), got, strict=True):
         assert a.equal(b)
+
+
+@pytest.mark.parametrize('bias', [True, False], ids=['LayerNorm', 'RMSNorm'])
+def test_blocks_in_turn(bias, whole_block, derive):
+    """Two, of which the first makes the norm of the second: as `check`; compiled and recomputed the same bits."""
+    torch.manual_seed(0)
+    tensors = whole_block(2, 24, 33, 192, num_heads=3, rank=16, H=512, bias=bias)
+    tensors = [None if t is None else t.cuda() for t in tensors]
+
+    def run(impl):
+        options = dict(num_heads=3, act=True, inner=torch.bfloat16, impl=impl)
+
+        def in_turn(x, *parameters):
+            following = dict(zip(('next_norm_weight', 'next_norm_bias'), parameters[:2]))
+            y, normed = block(x, *parameters, **options, **following)
+            return (block(y, *parameters, **options, normed=normed),)
+
+        return in_turn
+
+    def recomputed(*t):
+        return checkpoint(run('triton'), *t, use_reentrant=False)
+
+    want = derive(run('reference'), [None if t is None else t.double() for t in tensors])
+    got, peer = (derive(run(impl), tensors) for impl in ('triton', 'chunked'))
+    for i, (a, b, c) in enumerate(zip(got, peer, want, strict=True)):
+        mine, theirs = ((t.double() - c).norm() / c.norm() for t in (a, b))
+        most = 2.5 if i == 6 + bias else 2  # as in `test_block`
+        assert mine <= most * theirs + 2 * ROUNDING[torch.bfloat16], (i, mine, theirs)
+    torch._dynamo.reset()
+    for fn in (torch.compile(run('triton'), fullgraph=True), recomputed):
+        assert all(a.equal(b) for a, b in zip(derive(fn, tensors), got, strict=True))
 
 
 def end_of_a_block(B, L, C, H, dtype, stream, bias, scale, branch_scale):
