@@ -155,6 +155,42 @@ def selected(x, ones, INSIDE: gl.constexpr):
 
 
 @gluon.jit
+def exponents(
+    inputs, at, low, weight, H, high, rest, ones, r, m, zero,
+    D: gl.constexpr, K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
+):  # fmt: skip
+    """Of a query's 2^X in direction D (TOKENS, K), a key's having -X, and half the log2 total (1, K)."""
+    gates, gates_s, total = inputs
+    index, b, h, left, _, _ = at
+    g = tile_decay(gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS), m, LOGITS)
+    if D == 1:
+        gl.thread_barrier()  # some warp may still multiply what the first direction put there
+    put_in_parts(g, high, rest)
+    meet()
+    X = sums(ones, high, rest, zero)
+    X = warpgroup_mma_wait(0, (X,))
+    half = columns(total + (index.to(gl.int64) * 2 + D) * K, K, KEYS) / 2
+    return X - half if D == 0 else half + g - X, half
+
+
+@gluon.jit
+def add_value_grads(dv, qs, ks, s, do, dS, since, D: gl.constexpr, V: gl.constexpr):
+    """dv (TOKENS, V) and what direction D adds, A^T do + s dS'; `s` are keys as they meet the state that leaves."""
+    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
+    a = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    a = warpgroup_mma(ks, qs.permute((1, 0)), a, use_acc=False)
+    # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both directions.
+    a = selected(left_factor(a, VALUES), since.load(gl.DotOperandLayout(0, VALUES, 2)), True)
+    if D == 0:
+        dv = gl.zeros([TOKENS, V], gl.float32, VALUES)
+    dv = warpgroup_mma(a, do, dv, use_acc=D > 0, is_async=True)
+    dv = warpgroup_mma(s, dS, dv, is_async=True)
+    dv, a, s = warpgroup_mma_wait(0, (dv, a, s))
+    return dv
+
+
+@gluon.jit
 def direction_grads(
     D: gl.constexpr, dv, inputs, dgates, dg_s, tiles, at, scale, H,
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
@@ -167,7 +203,6 @@ def direction_grads(
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
-    LEFT_OF_VALUES: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
     gates, gates_s, total = inputs
     narrow, values, states, own, ones, w, low, weight = tiles
     index, b, h, left, count, stored = at
@@ -183,15 +218,7 @@ def direction_grads(
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
     m = r < count
 
-    g = tile_decay(gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS), m, LOGITS)
-    if D == 1:
-        gl.thread_barrier()  # some warp may still multiply what the first direction put there
-    put_in_parts(g, high, rest)
-    meet()
-    X = sums(ones, high, rest, zero)
-    X = warpgroup_mma_wait(0, (X,))
-    half = columns(total + (index.to(gl.int64) * 2 + D) * K, K, KEYS) / 2
-    X = X - half if D == 0 else half + g - X
+    X, half = exponents(inputs, at, low, weight, H, high, rest, ones, r, m, zero, D, K, LOGITS, RANK, KEYS)
     qs.store((q.load(KEYS).to(gl.float32) * scale * gl.exp2(X)).to(HALF))
     ks.store((k.load(KEYS).to(gl.float32) * gl.exp2(-X)).to(HALF))
     async_copy.wait_group(0)
@@ -231,16 +258,7 @@ def direction_grads(
     g = gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS)
     dg = gate_grad(dg + w.index(D).load(gl.SliceLayout(0, KEYS))[None, :], g, LOGITS)
     store(row(dgates, dg_s, b, left, h), dg_s[1], dg, stored, K)
-
-    a = warpgroup_mma(ks, qs.permute((1, 0)), scores, use_acc=False)
-    # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both directions.
-    a = selected(left_factor(a, VALUES), since.load(LEFT_OF_VALUES), True)
-    if D == 0:
-        dv = gl.zeros([TOKENS, V], gl.float32, VALUES)
-    dv = warpgroup_mma(a, do, dv, use_acc=D > 0, is_async=True)
-    dv = warpgroup_mma(s, dS, dv, is_async=True)
-    dv, a, s = warpgroup_mma_wait(0, (dv, a, s))
-    return x, y, dv
+    return x, y, add_value_grads(dv, qs, ks, s, do, dS, since, D, V)
 
 
 @kernel(do_not_specialize=('L', 'NT'), jit=gluon.jit)
