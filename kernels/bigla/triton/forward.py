@@ -14,7 +14,7 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
 4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.
    Where there are few chunks, 3 does it.
 
-A sequence of one chunk has no states: 1 and 2 are left out.
+A sequence of one chunk has no states: 1 and 2 are left out. Hopper has one kernel for 3 and 4 of long chunks.
 """
 
 import torch
@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import hopper
 from .launch import begin, kernel
 from .merge import Merge, finish, launch_merge
 from .primitives import (
@@ -37,6 +38,7 @@ from .primitives import (
     config,
     decay,
     dot,
+    fits_hopper,
     is_hard,
     load_gate,
     load_gates,
@@ -339,6 +341,7 @@ def launch_forward(
     B, L, H, K = q.shape
     V = v.shape[-1]
     longer = longer_chunk(C, q, v, gates, keep)
+    by_hopper = longer > C and fits_hopper(q, v, gates)
     # What is returned has room for chunks of C, so that its size is one of L, whatever L is.
     state, total, hard = buffers(q, v, ceil_div(L, C if keep else longer), one)
     C = longer
@@ -361,6 +364,10 @@ def launch_forward(
             k, v, g, state, total, k_s, v_s, g_s, 1.0, L, NT, H, GRAD=False, num_warps=cfg.state_warps, **tile
         )
         scan(state, total, B, NT, H, K, V, cfg, False)
+    if by_hopper:
+        into = merge if fused else None
+        hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, into, keep_o, scale, limit)
+        return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
     end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
     strides = q_s, k_s, v_s, g_s, o_s, end_s
     tile |= dict(ONE=one, KEEP=keep_o, MERGE=fused, ACT=act)

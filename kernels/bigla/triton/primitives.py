@@ -125,8 +125,13 @@ def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> int:
     many = L > SHORT and LONG_FROM.get(block(K), math.inf) <= B * L * H
     if not (KNOWN and q.dtype == torch.bfloat16 and many):
         return C
-    fits = K in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
-    return max(C, LONG[block(K)].C) if not keep or (fits and capability() == 90 and not INTERPRETED) else C
+    return max(C, LONG[block(K)].C) if not keep or fits_hopper(q, v, gates) else C
+
+
+def fits_hopper(q: Tensor, v: Tensor, gates: Gates) -> bool:
+    """Whether kernels of `hopper` take `LONG` chunks of these."""
+    fits = q.shape[-1] in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
+    return fits and KNOWN and q.dtype == torch.bfloat16 and capability() == 90 and not INTERPRETED
 
 
 @functools.cache

@@ -1,115 +1,46 @@
 """The gradients of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
 
 Formulas and symbols are those of `..backward`. A program sends for all that a chunk needs at once, and goes through one
-direction after the other. Sums over the tokens before or behind each are products with a triangle of ones, of numbers
-in two parts of half precision; the same triangle selects the pairs of tokens that a direction has.
+direction after the other.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    async_copy,
-    fence_async_shared,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
 from ..launch import begin, kernel
-from ..primitives import LONG, Gates, ceil_div, gate_grad, gate_rows, locate, row, tile_decay, token_strides
+from ..primitives import Gates, ceil_div, gate_grad, gate_rows, locate, row, token_strides
+from .chunks import (
+    HALF,
+    TOKENS,
+    allocate,
+    by_rows,
+    copy,
+    copyable,
+    gates_of,
+    half_total,
+    left_factor,
+    log_decays,
+    meet,
+    put_in_parts,
+    put_ones,
+    put_weight,
+    selected,
+    state_at,
+    store,
+    sums,
+)
 
-TOKENS = gl.constexpr(LONG[32].C)  # of a chunk: 64, for all widths
 REGISTERS = {16: 168, 32: 255}  # of a thread, by K: three programs run on a multiprocessor, or two
-HALF = gl.constexpr(gl.bfloat16)
-
-
-@gluon.jit
-def copy(to, p, stride, count, W: gl.constexpr):
-    """`count` rows of W numbers, 0 behind them; under way."""
-    BY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // W, W // 8], [4, 1], [1, 0])
-    r = gl.arange(0, to.shape[0], gl.SliceLayout(1, BY))
-    w = gl.arange(0, W, gl.SliceLayout(0, BY))
-    async_copy.async_copy_global_to_shared(to, p + (r[:, None] * stride + w[None, :]), (r < count)[:, None])
-
-
-@gluon.jit
-def state_at(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
-    """Pointer to state[i, D]."""
-    return state + (i.to(gl.int64) * 2 + D) * (K * V)
-
-
-@gluon.jit
-def allocate(ROWS: gl.constexpr, W: gl.constexpr, N: gl.constexpr):
-    """N tiles (ROWS, W)."""
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(W * 2 if W < 64 else 128, 16, 2)
-    return gl.allocate_shared_memory(HALF, [N, ROWS, W], SHARED)
-
-
-@gluon.jit
-def put_ones(to):
-    """1 where the row is not before the column."""
-    BY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    i = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))[:, None]
-    j = gl.arange(0, TOKENS, gl.SliceLayout(0, BY))[None, :]
-    to.store(gl.where(i >= j, 1.0, 0.0).to(HALF))
-
-
-@gluon.jit
-def meet():
-    """All warps have written what products read now, or have done the products that read what is written now."""
-    fence_async_shared()
-    gl.thread_barrier()
-
-
-@gluon.jit
-def columns(p, W: gl.constexpr, LAYOUT: gl.constexpr):
-    """W numbers at p, for all rows.  (1, W)"""
-    return gl.load(p + gl.arange(0, W, gl.SliceLayout(0, LAYOUT))).to(gl.float32)[None, :]
-
-
-@gluon.jit
-def store(p, stride, x, count, W: gl.constexpr):
-    """`count` rows of x."""
-    BY: gl.constexpr = gl.BlockedLayout([W // 16, 8], [256 // W, W // 8], [4, 1], [1, 0])  # a warp's own rows
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
-    w = gl.arange(0, W, gl.SliceLayout(0, BY))
-    x = gl.convert_layout(x.to(p.dtype.element_ty), BY)
-    gl.store(p + (r[:, None] * stride + w[None, :]), x, mask=(r < count)[:, None])
-
-
-@gluon.jit
-def put_in_parts(x, high, low):
-    """x as a sum of two numbers of half precision, to two tiles."""
-    rounded = x.to(HALF)
-    high.store(rounded)
-    low.store((x - rounded.to(gl.float32)).to(HALF))
-
-
-@gluon.jit
-def sums(ones, high, low, zero):
-    """Sums over the rows of what `put_in_parts` put; under way."""
-    acc = warpgroup_mma(ones, high, zero, use_acc=False, is_async=True)
-    return warpgroup_mma(ones, low, acc, is_async=True)
-
-
-@gluon.jit
-def put_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
-    """What makes a head's gate logits of its low-rank decay, to a tile (K, RANK) of each direction."""
-    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [4, 1], [1, 0])
-    kk = gl.arange(0, K, gl.SliceLayout(1, BY))
-    rr = gl.arange(0, RANK, gl.SliceLayout(0, BY))
-    for D in gl.static_range(2):
-        at = ((D * H + h) * K + kk)[:, None] * RANK + rr[None, :]
-        to.index(D).store(gl.load(gates[2] + at).to(HALF))
 
 
 @gluon.jit
 def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
     """sum_V S' dS' of a direction, whose state leaves the chunk and enters `after`.  (K)"""
-    BY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [4, 1], [1, 0])
+    BY: gl.constexpr = by_rows(V)
     kk = gl.arange(0, K, gl.SliceLayout(1, BY))
     vv = gl.arange(0, V, gl.SliceLayout(0, BY))
     at = kk[:, None] * V + vv[None, :]
@@ -120,56 +51,20 @@ def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl
 
 
 @gluon.jit
-def gates_of(
-    gates, gates_s, low, weight, b, left, h, H, r, m, zero,
-    D: gl.constexpr, K: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
-):  # fmt: skip
-    """Gates (TOKENS, K) as they are, or made of the low-rank decay."""
-    if RANK == 0:
-        p, stride = gate_rows(gates, gates_s, b, left, h, D)
-        kk = gl.arange(0, K, gl.SliceLayout(0, KEYS))
-        g = gl.load(p + (r[:, None] * stride + kk[None, :]), mask=m[:, None], other=0.0)
-    else:
-        g = warpgroup_mma(low.index(D), weight.index(D).permute((1, 0)), zero, use_acc=False)
-        g = g + columns(gates[3] + (D * H + h) * K, K, KEYS)
-    return g
-
-
-@gluon.jit
-def left_factor(x, LAYOUT: gl.constexpr):
-    """x as the left factor of a product of that layout."""
-    return gl.convert_layout(x.to(HALF), gl.DotOperandLayout(0, LAYOUT, 2))
-
-
-@gluon.jit
-def selected(x, ones, INSIDE: gl.constexpr):
-    """x, of half precision, where `ones` are (INSIDE) or are not, and 0 elsewhere, two numbers at a time.
-
-    The lower byte of a 1 has its highest bit set, and makes all bits of a mask.
-    """
-    if INSIDE:
-        asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; and.b32 $0, $1, m; }'
-    else:
-        asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; lop3.b32 $0, $1, m, 0, 0x30; }'
-    return gl.inline_asm_elementwise(asm, '=r,r,r', [x, ones], x.dtype, is_pure=True, pack=2)
-
-
-@gluon.jit
 def exponents(
     inputs, at, low, weight, H, high, rest, ones, r, m, zero,
     D: gl.constexpr, K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
     """Of a query's 2^X in direction D (TOKENS, K), a key's having -X, and half the log2 total (1, K)."""
     gates, gates_s, total = inputs
-    index, b, h, left, _, _ = at
-    g = tile_decay(gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS), m, LOGITS)
+    g = log_decays(gates, gates_s, at, low, weight, H, r, m, zero, D, K, LOGITS, RANK, KEYS)
     if D == 1:
         gl.thread_barrier()  # some warp may still multiply what the first direction put there
     put_in_parts(g, high, rest)
     meet()
     X = sums(ones, high, rest, zero)
     X = warpgroup_mma_wait(0, (X,))
-    half = columns(total + (index.to(gl.int64) * 2 + D) * K, K, KEYS) / 2
+    half = half_total(total, at[0], D, K, KEYS)
     return X - half if D == 0 else half + g - X, half
 
 
@@ -310,12 +205,6 @@ def bigla_grad_kernel(
     store(row(dq, dk_s, b, left, h), dk_s[1], (x + x_) * scale, stored, K)
     store(row(dk, dk_s, b, left, h), dk_s[1], y + y_, stored, K)
     store(row(dv, dv_s, b, left, h), dv_s[1], dv_, stored, V)
-
-
-def copyable(x: Tensor) -> Tensor:
-    """`x` (B, L, nh, W) itself where rows can be copied 16 bytes at a time, otherwise a copy."""
-    fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in x.stride()[:-1])
-    return x if fits else x.clone(memory_format=torch.contiguous_format)  # one that is contiguous may start anywhere
 
 
 def launch_bigla_grad(

@@ -1,0 +1,252 @@
+"""The outputs of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
+
+Formulas and symbols are those of `..forward`. A program sends for all that a chunk needs at once, and works on both
+directions together. The states come last: the scan that makes them may still be at work, and all else has been there
+since before the kernel in front of it.
+"""
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
+
+from ..activations import activate, sigmoid
+from ..launch import begin, kernel
+from ..merge import Merge, gated, normalized
+from ..primitives import Gates, ceil_div, gate_rows, locate, row, token_strides
+from .chunks import (
+    HALF,
+    TOKENS,
+    allocate,
+    columns,
+    copy,
+    copyable,
+    half_total,
+    left_factor,
+    log_decays,
+    meet,
+    put_in_parts,
+    put_ones,
+    put_weight,
+    selected,
+    shared,
+    state_at,
+    store,
+    sums,
+)
+
+REGISTERS = 128  # of a thread: four programs run on a multiprocessor
+
+
+@gluon.jit
+def scores_at_once(scale, b, half_f, half_b, narrow, parts, ones, zero, V: gl.constexpr):
+    """Scores A, and queries as they meet the states S and R; left factors.  (TOKENS, TOKENS), 2 x (TOKENS, K)
+
+    Keys times powers of 2 take the places of q and k.
+    """
+    KEYS: gl.constexpr = b.type.layout
+    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
+    none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    F = sums(ones, parts.index(0), parts.index(1), zero)
+    E = sums(ones, parts.index(2), parts.index(3), zero)
+    F, E = warpgroup_mma_wait(0, (F, E))
+    F -= half_f
+    E = half_b + b - E
+    q, k = narrow.index(0).load(KEYS).to(gl.float32) * scale, narrow.index(1).load(KEYS).to(gl.float32)
+    narrow.index(0).store((k * gl.exp2(-F)).to(HALF))
+    narrow.index(1).store((k * gl.exp2(-E)).to(HALF))
+    qf, qb = q * gl.exp2(F), q * gl.exp2(E)
+    async_copy.wait_group(0)
+    meet()
+    qf_, qb_ = left_factor(qf, SCORES), left_factor(qb, SCORES)
+    a = warpgroup_mma(qf_, narrow.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+    c = warpgroup_mma(qb_, narrow.index(1).permute((1, 0)), none, use_acc=False, is_async=True)
+    qf, qb = left_factor(qf * gl.exp2(half_f), VALUES), left_factor(qb * gl.exp2(half_b), VALUES)
+    a, c, qf_, qb_, qf, qb = warpgroup_mma_wait(0, (a, c, qf_, qb_, qf, qb))
+    # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both.
+    a = selected(left_factor(a, VALUES), ones.load(LEFT), True)
+    a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT), True)
+    return a, qf, qb
+
+
+@gluon.jit
+def rows_of(p, stride, m, W: gl.constexpr, LAYOUT: gl.constexpr):
+    """Rows at p, 0 outside m.  (TOKENS, W)"""
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, LAYOUT))
+    w = gl.arange(0, W, gl.SliceLayout(0, LAYOUT))
+    return gl.load(p + (r[:, None] * stride + w[None, :]), mask=m[:, None], other=0.0).to(gl.float32)
+
+
+@gluon.jit
+def mask(condition):
+    return gl.where(condition, 1.0, 0.0).to(HALF)
+
+
+@gluon.jit
+def masked_sums(condition, tiles, first, acc):
+    """acc and sums, over the rows where `condition` is, of what `put_in_parts` put from the first tile on."""
+    ones = mask(condition)
+    acc = warpgroup_mma(ones, tiles.index(first), acc)
+    return warpgroup_mma(ones, tiles.index(first + 1), acc)
+
+
+@gluon.jit
+def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, ones, zero, V: gl.constexpr):
+    """`scores_at_once`, however strong the decay: by a tree of halvings in which every exponent is <= 0.
+
+    At each level the two halves of a block of 2 s tokens meet in its middle. Nothing is ever subtracted. Queries and
+    keys are loaded at each level, so that no registers of the usual way are spilled for them.
+    """
+    K: gl.constexpr = zero.shape[1]
+    KEYS: gl.constexpr = zero.type.layout
+    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
+    none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    i = gl.arange(0, TOKENS, gl.SliceLayout(1, LEFT))[:, None]
+    j = gl.arange(0, TOKENS, gl.SliceLayout(0, LEFT))[None, :]
+    apart = gl.arange(0, TOKENS, gl.SliceLayout(1, SCORES))[:, None]
+    apart = apart ^ gl.arange(0, TOKENS, gl.SliceLayout(0, SCORES))[None, :]
+    qs, ks = narrow.index(0), narrow.index(1)
+    a = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    for level in range(-1, 6):
+        s = gl.where(level < 0, 0, 1 << gl.maximum(level, 0))  # at first the diagonal, on which no decay lies
+        second = (i & s) != 0
+        within = (i ^ j) < s
+        # A query of the second half looks back, with f, and one of the first half ahead, with b; keys are met so, too.
+        uq = masked_sums(within & second & (j <= i), parts, 0, zero)
+        uq = masked_sums(within & ~second & (j >= i), parts, 2, uq)
+        uk = masked_sums(within & second & (j < i), parts, 2, zero)
+        uk = masked_sums(within & ~second & (j > i), parts, 0, uk)
+        gl.thread_barrier()  # some warp may still multiply what the level before put there
+        qs.store((rows_of(q, q_s, m, K, KEYS) * scale * gl.exp2(uq)).to(HALF))
+        ks.store((rows_of(k, k_s, m, K, KEYS) * gl.exp2(uk)).to(HALF))
+        meet()
+        c = warpgroup_mma(qs, ks.permute((1, 0)), none, use_acc=False)
+        a = gl.where((apart >= s) & (apart < gl.maximum(2 * s, 1)), gl.where(s == 0, 2 * c, c), a)
+    F = sums(ones, parts.index(0), parts.index(1), zero)
+    E = sums(ones.permute((1, 0)), parts.index(2), parts.index(3), zero)
+    F, E = warpgroup_mma_wait(0, (F, E))
+    q = rows_of(q, q_s, m, K, KEYS) * scale
+    async_copy.wait_group(0)
+    meet()
+    return left_factor(a, VALUES), left_factor(q * gl.exp2(F), VALUES), left_factor(q * gl.exp2(E), VALUES)
+
+
+@gluon.jit
+def merged(out, tiles, merge, h, eps, V: gl.constexpr, ACT: gl.constexpr):
+    """What becomes of outputs: `..merge.finish`, its local tokens and gate being in two tiles."""
+    VALUES: gl.constexpr = out.type.layout
+    TO: gl.constexpr = merge[5].dtype.element_ty
+    c, w, u = columns(merge[2] + h * V, V, VALUES), columns(merge[3], V, VALUES), columns(merge[4], V, VALUES)
+    local, gate = tiles.index(0).load(VALUES).to(gl.float32), tiles.index(1).load(VALUES).to(gl.float32)
+    z = gated(sigmoid(gate + c, TO), normalized(out, V, eps)[0] * w, normalized(local, V, eps)[0] * u)
+    if ACT:
+        z = activate(z, 'silu', TO)
+    return z
+
+
+@kernel(do_not_specialize=('L', 'NT', 'N'), jit=gluon.jit)
+def bigla_out_kernel(
+    q, k, v, gates, state, total, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, NT, H, N, eps,
+    K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
+    KEEP: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr,
+):  # fmt: skip
+    """Outputs of one chunk. One whose decay passes the limit is marked by hard[i] = 1."""
+    KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
+    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
+    narrow = allocate(TOKENS, K, 2)  # q, k; then keys of both directions
+    values = allocate(TOKENS, V, 1).index(0)
+    states = allocate(K, V, 2)  # S, R
+    ones = allocate(TOKENS, TOKENS, 1).index(0)
+    low = allocate(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
+    weight = allocate(K, RANK if RANK > 0 else 16, 2)
+    late = allocate(TOKENS, V, 4 * K // V if 4 * K > 2 * V else 2)  # local tokens and gate, where the parts have been
+    parts = late._reinterpret(HALF, [4, TOKENS, K], shared(K))
+    index = N - 1 - gl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
+    b, c, h = locate(index, NT, H)
+    left = c * TOKENS
+    count = gl.minimum(L - left, TOKENS)
+    copy(narrow.index(0), row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(narrow.index(1), row(k, k_s, b, left, h), k_s[1], count, K)
+    if RANK > 0:
+        for D in gl.static_range(2):
+            p, stride = gate_rows(gates, gates_s, b, left, h, D)
+            copy(low.index(D), p, stride, count, RANK)
+    async_copy.commit_group()
+    copy(values, row(v, v_s, b, left, h), v_s[1], count, V)
+    async_copy.commit_group()
+    put_ones(ones)
+    if RANK > 0:
+        put_weight(gates, h, H, weight, K, RANK)
+    async_copy.wait_group(1)
+    meet()
+
+    at = index, b, h, left, count, count
+    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
+    m = r < count
+    f = log_decays(gates, gates_s, at, low, weight, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
+    e = log_decays(gates, gates_s, at, low, weight, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
+    put_in_parts(f, parts.index(0), parts.index(1))
+    put_in_parts(e, parts.index(2), parts.index(3))
+    half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
+    decayed = gl.min(gl.min(gl.minimum(half_f, half_b), 1), 0) < limit / 2
+    meet()
+    if decayed:
+        queries, keys = row(q, q_s, b, left, h), row(k, k_s, b, left, h)
+        a, qf, qb = scores_by_halvings(queries, keys, q_s[1], k_s[1], scale, m, narrow, parts, ones, zero, V)
+    else:
+        a, qf, qb = scores_at_once(scale, e, half_f, half_b, narrow, parts, ones, zero, V)
+    if MERGE:
+        copy(late.index(0), row(merge[0], merge_s[0], b, left, h), merge_s[0][1], count, V)
+        copy(late.index(1), row(merge[1], merge_s[1], b, left, h), merge_s[1][1], count, V)
+    out = gl.zeros([TOKENS, V], gl.float32, VALUES)
+    out = warpgroup_mma(a, values, out, use_acc=False, is_async=True)
+
+    begin(True)
+    for D in gl.static_range(2):
+        copy(states.index(D), state_at(state, index, D, K, V), V, K, V)
+    async_copy.commit_group()
+    gl.store(hard + index, decayed.to(gl.int32))
+    if index == N - 1:
+        gl.store(hard + N, 0)
+    async_copy.wait_group(0)
+    meet()
+    out = warpgroup_mma(qf, states.index(0), out, is_async=True)
+    out = warpgroup_mma(qb, states.index(1), out, is_async=True)
+    out, a, qf, qb = warpgroup_mma_wait(0, (out, a, qf, qb))
+    if KEEP:
+        store(row(o, o_s, b, left, h), o_s[1], out, count, V)
+    if MERGE:
+        z = merged(out, late, merge, h, eps, V, ACT)
+        store(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], z, count, V)
+
+
+def launch_bigla_out(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, total: Tensor, hard: Tensor, o: Tensor,
+    merge: Merge | None, keep: bool, scale: float, limit: float,
+) -> None:  # fmt: skip
+    """Outputs of all chunks of TOKENS, to o with `keep`, and what becomes of them if there is a `merge`.
+
+    Other arguments as of `launch_forward`, and what its kernels leave.
+    """
+    B, L, H, K = q.shape
+    NT = ceil_div(L, TOKENS.value)
+    N = B * NT * H
+    q, k, v = (copyable(x) for x in (q, k, v))
+    options = gates.options()
+    if options['RANK']:
+        gates = gates._replace(fwd=copyable(gates.fwd), bwd=copyable(gates.bwd))
+    end, end_s, eps, act = (o,), (token_strides(o),), 0.0, False
+    if merge is not None:
+        merge = merge._replace(local=copyable(merge.local), gate=copyable(merge.gate))
+        end, end_s, eps, act = merge.arguments()
+    strides = *(token_strides(x) for x in (q, k, v)), gates.strides(), token_strides(o), end_s
+    bigla_out_kernel[N,](
+        q, k, v, gates.pointers(), state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
+        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=options['RANK'], KEEP=keep, MERGE=merge is not None, ACT=act,
+        num_warps=4, maxnreg=REGISTERS,
+    )  # fmt: skip
