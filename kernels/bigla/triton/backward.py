@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .forward import scan, state_kernel
+from .forward import states
 from .launch import KNOWN, begin, kernel
 from .primitives import (
     INTERPRETED,
@@ -314,10 +314,7 @@ def launch_backward(
     dstate = state
     if not one:
         dstate = torch.empty_like(state[: N * 2 * K * V])
-        state_kernel[2 * N, ceil_div(V, cfg.BV)](
-            q, do, g, dstate, total, q_s, do_s, g_s, scale / 2, L, NT, H, GRAD=True, num_warps=cfg.state_warps, **tile
-        )
-        scan(dstate, total, B, NT, H, K, V, cfg, True)
+        states(q, do, g, dstate, total, q_s, do_s, g_s, scale / 2, q.shape, cfg, True, **tile)
     strides = q_s, k_s, v_s, g_s, do_s, dk_s, dv_s, dg_s
     if by_hopper:
         hopper.launch_bigla_grad(do, q, k, v, gates, state, dstate, total, hard, scale, into)

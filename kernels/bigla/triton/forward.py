@@ -30,6 +30,7 @@ from .primitives import (
     MANY,
     SEARCHERS,
     SPAN,
+    WALKED,
     Config,
     Gates,
     any_hard,
@@ -53,29 +54,25 @@ from .primitives import (
     rows,
     store_rows,
     store_state,
+    store_total,
     tile_decay,
     token_strides,
     tree_scores,
 )
 
 
-@kernel(do_not_specialize=('L', 'NT'), wgmma=False)
-def state_kernel(
-    x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H,
+@triton.jit
+def chunk_sum(
+    x, y, gates, x_s, y_s, gates_s, scale, L, b, c, h, d, H, v0,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     GRAD: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One direction of one chunk: sum_r (x_r 2^G_r) y_r^T, rows in the order in which decays accumulate.
+    """One direction of chunk c: sum_r (x_r 2^G_r) y_r^T, rows in the order in which decays accumulate, and the total.
 
     Forward, x = k, y = v: a key decays by every step after it, in its direction. G is the exclusive sum that starts at
-    the chunk's far end; the total is written too. Backward (GRAD), x = s q, y = do: a query has decayed by every step
-    up to its own. G is the inclusive sum from the near end.
+    the chunk's far end. Backward (GRAD), x = s q, y = do: a query has decayed by every step up to its own. G is the
+    inclusive sum from the near end, and what is returned for the total, which is there, is no number of use.
     """
-    begin(not GRAD)
-    i = tl.program_id(0) // 2
-    d = tl.program_id(0) % 2
-    v0 = tl.program_id(1) * BV
-    b, c, h = locate(i, NT, H)
     left = c * C
     r = tl.arange(0, C)
     reverse = (d == 0) != GRAD
@@ -89,12 +86,11 @@ def state_kernel(
         tg = tl.where(reverse, t + 1, t - 1)
         mg = (r > 0) & (left + tg < L)
     G = tile_decay(load_gates(gates, gates_s, b, left, h, d, H, tg, mg, K, BK, RANK, BR, PREC), mg, LOGITS)
-    if not GRAD and v0 == 0:
-        kk = tl.arange(0, BK)
+    total = tl.zeros([BK], tl.float32)
+    if not GRAD:
         last = tl.where(reverse, 0, C - 1)
         end = load_gate(gates, gates_s, b, left, h, d, H, last, left + last < L, K, BK, RANK, BR)
-        end = tl.where(left + last < L, decay(end, LOGITS), 0.0)
-        tl.store(total + (i.to(tl.int64) * 2 + d) * K + kk, tl.sum(G, 0) + end, mask=kk < K)
+        total = tl.sum(G, 0) + tl.where(left + last < L, decay(end, LOGITS), 0.0)
     G = tl.cumsum(G, 0)
 
     a = load_rows(row(x, x_s, b, left, h), x_s[1], t, m, K, BK).to(tl.float32)
@@ -102,7 +98,54 @@ def state_kernel(
         a = a * scale
     a = operand(a * tl.exp2(G), PREC)
     w = operand(load_rows(row(y, y_s, b, left, h), y_s[1], t, m, V, BV, v0), PREC)
-    store_state(state, i, d, dot(tl.trans(a), w, PREC), K, V, BK, BV, v0)
+    return dot(tl.trans(a), w, PREC), total
+
+
+@kernel(do_not_specialize=('L', 'NT'), wgmma=False)
+def state_kernel(
+    x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    GRAD: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """`chunk_sum` of one direction of one chunk to `state`; forward, the total is written too."""
+    begin(not GRAD)
+    i = tl.program_id(0) // 2
+    d = tl.program_id(0) % 2
+    v0 = tl.program_id(1) * BV
+    b, c, h = locate(i, NT, H)
+    u, decayed = chunk_sum(
+        x, y, gates, x_s, y_s, gates_s, scale, L, b, c, h, d, H, v0, K, V, C, BK, BV, GRAD, LOGITS, RANK, BR, PREC
+    )  # fmt: skip
+    if not GRAD and v0 == 0:
+        store_total(total, i, d, decayed, K, BK)
+    store_state(state, i, d, u, K, V, BK, BV, v0)
+
+
+@kernel(do_not_specialize=('L', 'NT'), wgmma=False)
+def walk_kernel(
+    x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    GRAD: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """What `state_kernel` and `scan_kernel` do, of one direction of a sequence of few chunks: X and totals of each."""
+    begin(not GRAD)
+    d = tl.program_id(0) % 2
+    b, h = tl.program_id(0) // 2 // H, tl.program_id(0) // 2 % H
+    v0 = tl.program_id(1) * BV
+    right = (d == 0) != GRAD
+    X = tl.zeros([BK, BV], tl.float32)
+    for j in range(0, NT):
+        c = tl.where(right, j, NT - 1 - j)
+        i = (b * NT + c) * H + h
+        u, decayed = chunk_sum(
+            x, y, gates, x_s, y_s, gates_s, scale, L, b, c, h, d, H, v0, K, V, C, BK, BV, GRAD, LOGITS, RANK, BR, PREC
+        )  # fmt: skip
+        if GRAD:
+            decayed = load_total(total, i, d, K, BK)
+        elif v0 == 0:
+            store_total(total, i, d, decayed, K, BK)
+        store_state(state, i, d, X, K, V, BK, BV, v0)
+        X = tl.exp2(decayed)[:, None] * X + u
 
 
 @triton.jit
@@ -360,10 +403,7 @@ def launch_forward(
     q_s, k_s, v_s, o_s = (token_strides(x) for x in (q, k, v, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     if not one:
-        state_kernel[2 * N, ceil_div(V, cfg.BV)](
-            k, v, g, state, total, k_s, v_s, g_s, 1.0, L, NT, H, GRAD=False, num_warps=cfg.state_warps, **tile
-        )
-        scan(state, total, B, NT, H, K, V, cfg, False)
+        states(k, v, g, state, total, k_s, v_s, g_s, 1.0, q.shape, cfg, False, **tile)
     if by_hopper:
         into = merge if fused else None
         hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, into, keep_o, scale, limit)
@@ -386,6 +426,26 @@ def launch_forward(
     if merge is not None and not fused:
         launch_merge(o, merge)
     return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
+
+
+def states(
+    x: Tensor, y: Tensor, gates: tuple[Tensor, ...], state: Tensor, total: Tensor, x_s: tuple, y_s: tuple,
+    gates_s: tuple, scale: float, shape: tuple[int, ...], cfg: Config, grad: bool, **tile,
+) -> None:  # fmt: skip
+    """Launch what makes the states that enter each chunk, of x and y, or with `grad` their gradients.
+
+    `shape` is that of q; `tile` are constants of the kernels.
+    """
+    B, L, H, K = shape
+    V = y.shape[-1]
+    NT = ceil_div(L, cfg.C)
+    walk = NT <= WALKED
+    first = walk_kernel if walk else state_kernel
+    first[2 * B * H * (1 if walk else NT), ceil_div(V, cfg.BV)](
+        x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H, GRAD=grad, num_warps=cfg.state_warps, **tile
+    )
+    if not walk:
+        scan(state, total, B, NT, H, K, V, cfg, grad)
 
 
 def scan(state: Tensor, total: Tensor, B: int, NT: int, H: int, K: int, V: int, cfg: Config, grad: bool) -> None:

@@ -104,6 +104,7 @@ LONG_FROM = {16: 150_000, 32: 0}  # tokens of all sequences and heads
 SHORT = 512  # tokens of a sequence that is not long
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
+WALKED = 4  # chunks that one program takes one after the other, instead of a scan behind one of each
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -248,6 +249,12 @@ def load_total(total, i, d, K: tl.constexpr, BK: tl.constexpr):
     """Log2 decay over chunk i in direction d.  (BK)"""
     kk = tl.arange(0, BK)
     return tl.load(total + (i.to(tl.int64) * 2 + d) * K + kk, mask=kk < K, other=0.0)
+
+
+@triton.jit
+def store_total(total, i, d, x, K: tl.constexpr, BK: tl.constexpr):
+    kk = tl.arange(0, BK)
+    tl.store(total + (i.to(tl.int64) * 2 + d) * K + kk, x, mask=kk < K)
 
 
 @triton.jit

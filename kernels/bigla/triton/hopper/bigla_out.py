@@ -35,7 +35,7 @@ from .chunks import (
     sums,
 )
 
-REGISTERS = 128  # of a thread: four programs run on a multiprocessor
+REGISTERS = {16: 128, 32: 128}  # of a thread, by K: four programs run on a multiprocessor
 
 
 @gluon.jit
@@ -248,5 +248,5 @@ def launch_bigla_out(
     bigla_out_kernel[N,](
         q, k, v, gates.pointers(), state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
         K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=options['RANK'], KEEP=keep, MERGE=merge is not None, ACT=act,
-        num_warps=4, maxnreg=REGISTERS,
+        num_warps=4, maxnreg=REGISTERS[K],
     )  # fmt: skip
