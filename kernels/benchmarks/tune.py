@@ -220,23 +220,25 @@ TARGETS = {
     'mixer 32': Target(
         forward,
         configs(merge_warps=(1, 2, 4), merge_registers=(96, 128, 168, 224)),
-        [(8, 4096, 3, 32), (128, 196, 3, 32)],
+        [(400, 128, 3, 32)],  # more tokens are for Hopper's kernels
         prepare_mixer,
     ),
     'mixer 16': Target(
-        forward, configs(merge_warps=(1, 2), merge_registers=(64, 96, 128, 152)), [(2, 67200, 3, 16)], prepare_mixer
+        forward, configs(merge_warps=(1, 2), merge_registers=(64, 96, 128, 152)), [(128, 196, 12, 16)], prepare_mixer
     ),
     'backward 32': Target(
-        backward, configs(grad_warps=(1, 2, 4), grad_walk=(1, 2)), [(128, 196, 3, 32)], prepare_backward
+        backward, configs(grad_warps=(1, 2, 4), grad_walk=(1, 2)), [(400, 128, 3, 32)], prepare_backward
     ),
     'backward 16': Target(
         backward, configs(grad_warps=(1, 2), grad_walk=(1, 2, 4)), [(128, 196, 12, 16)], prepare_backward
     ),
 }
 if primitives.KNOWN:
-    from bigla.triton.hopper import bigla_grad
+    from bigla.triton.hopper import bigla_grad, bigla_out
 
     TARGETS |= {
+        'long mixer 32': Target(bigla_out, registers(96, 128, 168), [(8, 4096, 3, 32)], prepare_mixer),
+        'long mixer 16': Target(bigla_out, registers(80, 96, 128), [(2, 67200, 3, 16)], prepare_mixer),
         'long backward 32': Target(bigla_grad, registers(168, 200, 232, 255), [(8, 4096, 3, 32)], prepare_backward),
         'long backward 16': Target(bigla_grad, registers(128, 168, 255), [(2, 67200, 3, 16)], prepare_backward),
     }

@@ -48,21 +48,23 @@ def regime(request, monkeypatch) -> str:
 
 @pytest.fixture
 def long_chunks(monkeypatch) -> None:
-    """Of 64 tokens, however few tokens there are, of any dtype and with any Triton; of the forward alone."""
+    """Of 64 tokens, however few there are, of any dtype and with any Triton, by its kernels; of the forward alone."""
     from bigla.triton import forward, primitives
 
-    monkeypatch.setattr(forward, 'longer_chunk', lambda C, q, *_: primitives.LONG[primitives.block(q.shape[-1])].C)
+    def longer_chunk(C, q, *_):
+        return primitives.LONG[primitives.block(q.shape[-1])].C, False
+
+    monkeypatch.setattr(forward, 'longer_chunk', longer_chunk)
 
 
 @pytest.fixture
-def long_gradients(monkeypatch) -> None:
-    """Chunks of 64 tokens with gradients, too, by Hopper's kernel, of all sequences of more than 32."""
+def hopper_chunks(monkeypatch) -> None:
+    """Chunks of 64 tokens, by Hopper's kernels, of all sequences of more than 32."""
     from bigla.triton import primitives
 
     if not (primitives.KNOWN and torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)):
         pytest.skip('needs an H100 or H200, and Triton 3.6')
-    monkeypatch.setattr(primitives, 'SHORT', 32)
-    monkeypatch.setattr(primitives, 'LONG_FROM', dict.fromkeys(primitives.LONG, 0))
+    monkeypatch.setattr(primitives, 'SHORT_ON_HOPPER', dict.fromkeys(primitives.LONG, 32))
 
 
 @pytest.fixture(params=GATES)

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from bigla.triton import forward, launch, unsupported  # noqa: E402
+from bigla.triton import forward, launch, primitives, unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.casts import cast, scaled  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
@@ -34,11 +34,12 @@ from bigla.triton.mlp import (  # noqa: E402
     launch_swiglu,
 )
 from bigla.triton.norm import Norm, launch_norm, launch_norm_grad  # noqa: E402
-from bigla.triton.primitives import FEW, LONG, TABLE, Gates, chunk_size, longer_chunk  # noqa: E402
+from bigla.triton.primitives import FEW, LONG, TABLE, WALKED, Gates, chunk_size, longer_chunk  # noqa: E402
 from bigla.triton.stem import launch_conv_norm, launch_conv_weight_grad  # noqa: E402
 from bigla.triton.sums import Sums  # noqa: E402
 
 BF16 = torch.bfloat16
+BY_WGMMA = {'bigla_out_kernel', 'bigla_grad_kernel'}
 needs_gluon = pytest.mark.skipif(not KNOWN, reason='needs Triton 3.6')
 # Bytes of shared memory that a block may have.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -76,7 +77,7 @@ def compiled(monkeypatch) -> Callable[..., list]:
         assert not KNOWN or not loses_bits(kernel.asm['ptx']) or self.__name__ == 'out_kernel'
         if not warmup or not KNOWN:
             launched.append((self.__name__, kernel))
-            assert waits_first(kernel) == (KNOWN and kernel.metadata.target.arch >= 90)
+            assert waits_first(self.__name__, kernel) == (KNOWN and kernel.metadata.target.arch >= 90)
             assert not KNOWN or not loses_bits(kernel.asm['ptx'])
         return kernel if warmup else None
 
@@ -89,14 +90,14 @@ def compiled(monkeypatch) -> Callable[..., list]:
         gates = Gates(g_fwd, g_bwd, False)
         launch_forward(q, k, v, gates, 1.0, C, L <= C)
         launch_backward(do, q, k, v, gates, *buffers(q, v, -(-L // C), L <= C), 1.0, C, L <= C)
-        longer = longer_chunk(C, q, v, gates, True)
-        joins = set() if L <= C else {'state_kernel', 'scan_kernel'}
-        fast = set() if dtype == torch.float32 else {'out_kernel', 'bigla_grad_kernel' if longer > C else 'grad_kernel'}
-        C = longer
-        apart = set() if fast and B * -(-L // C) * nh <= FEW else {'exact_out_kernel'}
+        C, by_hopper = longer_chunk(C, q, v, gates, True)
+        NT = -(-L // C)
+        joins = set() if NT == 1 else {'walk_kernel'} if NT <= WALKED else {'state_kernel', 'scan_kernel'}
+        fast = BY_WGMMA if by_hopper else {'out_kernel', 'grad_kernel'} if dtype != torch.float32 else set()
+        apart = set() if fast and (by_hopper or B * NT * nh <= FEW) else {'exact_out_kernel'}
         assert {name for name, _ in launched} == joins | fast | apart | {'exact_grad_kernel'}
         # By Triton, Hopper's wgmma gave wrong sums and illegal addresses: see primitives.TABLE.
-        assert all(name == 'bigla_grad_kernel' for name, kernel in launched if 'wgmma' in kernel.asm['ptx'])
+        assert all(name in BY_WGMMA for name, kernel in launched if 'wgmma' in kernel.asm['ptx'])
         return list(launched)
 
     monkeypatch.setattr(JITFunction, 'run', compile_only)
@@ -105,10 +106,16 @@ def compiled(monkeypatch) -> Callable[..., list]:
     return compiled
 
 
-def waits_first(kernel) -> bool:
-    """Whether a kernel waits for the one before it, and touches no memory until then."""
+def waits_first(name: str, kernel) -> bool:
+    """Whether a kernel waits for the one before it, and touches no memory until then.
+
+    What Hopper's outputs read before that is older than the kernel before them.
+    """
     before, *after = kernel.asm['ptx'].split('griddepcontrol.wait')
-    return len(after) == 1 and not re.search(r'(ld|st|atom|red|prefetch)\S*\.global|cp\.async', before)
+    touching = (
+        r'(st|atom|red)\S*\.global' if name == 'bigla_out_kernel' else r'(ld|st|atom|red|prefetch)\S*\.global|cp\.async'
+    )
+    return len(after) == 1 and not re.search(touching, before)
 
 
 class Code(NamedTuple):
@@ -159,12 +166,21 @@ def assembler_says(kernel, tmp_path) -> str:
     ],
     ids=['ViG', 'ViG-H'],
 )
-def test_hopper_code(K, V, budgets, compiled, tmp_path):
+def test_hopper_code(K, V, budgets, compiled, tmp_path, monkeypatch):
     """Registers that spill little, few instructions: the operator is bound by the rate at which they issue.
 
     The tree's gradient spills twice as much, with twice the instructions, where it is not told `MOST_REGISTERS`.
     """
+    monkeypatch.setattr(primitives, 'capability', lambda: 89)
     hold(compiled(90, 500, K, V, BF16, B=99), budgets, TABLE[BF16][K].C, tmp_path)
+
+
+@needs_gluon
+@pytest.mark.parametrize('L, K, V, budget', [(128, 32, 64, (0, 0)), (196, 32, 64, (0, 0)), (196, 16, 32, (0, 0))])
+def test_hopper_code_of_short_sequences(L, K, V, budget, compiled, tmp_path):
+    """What makes their states; with 64 tokens a chunk a multiprocessor has room for six of its programs."""
+    kernels = compiled(90, L, K, V, BF16, B=99)
+    hold(kernels, {'walk_kernel': budget}, 64 if (L, K) == (196, 32) else 32, tmp_path)
 
 
 @needs_gluon
@@ -176,7 +192,7 @@ def test_hopper_code(K, V, budgets, compiled, tmp_path):
             64,
             {
                 'state_kernel': (0, 46),
-                'out_kernel': (16, 135),
+                'bigla_out_kernel': (0, 0),
                 'bigla_grad_kernel': (40, 228),
                 'exact_grad_kernel': (2512, 487),
             },
@@ -186,22 +202,41 @@ def test_hopper_code(K, V, budgets, compiled, tmp_path):
             32,
             {
                 'state_kernel': (0, 20),
-                'out_kernel': (0, 60),
+                'bigla_out_kernel': (0, 0),
                 'bigla_grad_kernel': (40, 150),
                 'exact_grad_kernel': (728, 285),
             },
         ),
-        pytest.param(32, 32, {'bigla_grad_kernel': (48, 207)}, marks=pytest.mark.slow),
-        pytest.param(16, 64, {'bigla_grad_kernel': (112, 166)}, marks=pytest.mark.slow),
+        pytest.param(32, 32, {'bigla_out_kernel': (0, 0), 'bigla_grad_kernel': (48, 207)}, marks=pytest.mark.slow),
+        pytest.param(16, 64, {'bigla_out_kernel': (0, 0), 'bigla_grad_kernel': (112, 166)}, marks=pytest.mark.slow),
     ],
     ids=['ViG', 'ViG-H', 'narrow values', 'wide values'],
 )
 def test_hopper_code_of_long_chunks(K, V, budgets, compiled, tmp_path):
     kernels = compiled(90, 16_384, K, V, BF16, B=9)
     hold(kernels, budgets, LONG[K].C, tmp_path)
-    [grad] = [kernel for name, kernel in kernels if name == 'bigla_grad_kernel']
-    assert grad.metadata.shared <= SHARED[90] * 1024
-    assert 'wgmma' in grad.asm['ptx'] and 'serialized' not in assembler_says(grad, tmp_path)
+    by_wgmma = [kernel for name, kernel in kernels if name in BY_WGMMA]
+    assert len(by_wgmma) == 2
+    for kernel in by_wgmma:
+        assert kernel.metadata.shared <= SHARED[90] * 1024
+        assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
+
+
+@pytest.mark.parametrize(
+    'K, V, budgets',
+    [
+        (32, 64, {'state_kernel': (0, 46), 'out_kernel': (16, 135)}),
+        (16, 32, {'state_kernel': (0, 20), 'out_kernel': (0, 60)}),
+    ],
+    ids=['ViG', 'ViG-H'],
+)
+def test_code_of_long_chunks(K, V, budgets, compiled, tmp_path, monkeypatch):
+    """By Triton's kernels, without gradients."""
+    compiled.target(90)
+    monkeypatch.setattr(primitives, 'capability', lambda: 89)
+    q, k, g_fwd, g_bwd, v = (torch.empty(9, 16_384, 3, n, dtype=BF16, device='meta') for n in (K, K, K, K, V))
+    launch_forward(q, k, v, Gates(g_fwd, g_bwd, False), 1.0, 32, False, False)
+    hold(compiled.launched, budgets, LONG[K].C, tmp_path)
 
 
 def hold(kernels: list, budgets: dict[str, tuple[int, int]], C: int, tmp_path) -> None:
@@ -233,44 +268,50 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True, B: int = 2) -> No
 
 # As above, with the gates' expansion and the end of the mixer inside. For training, of short sequences and long ones;
 # for short sequences without gradients; for few chunks, with the tree in the same kernel; and for many tokens, in long
-# chunks.
+# chunks, by Triton's kernels and by Hopper's.
 @pytest.mark.parametrize(
-    'dims, nh, train, train_long, short, few, long',
+    'dims, nh, train, train_long, short, few, long, long_hopper',
     [
         (
             192,
             3,
             {'state_kernel': (0, 50), 'out_kernel': (0, 190), 'grad_kernel': (368, 335)},
-            {'state_kernel': (0, 56), 'out_kernel': (104, 212), 'bigla_grad_kernel': (72, 263)},
+            {'state_kernel': (0, 56), 'bigla_out_kernel': (0, 0), 'bigla_grad_kernel': (72, 263)},
             {'state_kernel': (0, 50), 'out_kernel': (0, 187)},
             {'out_kernel': (248, 370)},
             {'state_kernel': (0, 56), 'out_kernel': (80, 207), 'exact_out_kernel': (16, 328)},
+            {'bigla_out_kernel': (0, 0)},
         ),
         (
             96,
             3,
             {'state_kernel': (0, 31), 'out_kernel': (0, 86), 'grad_kernel': (0, 202)},
-            {'state_kernel': (0, 24), 'out_kernel': (0, 98), 'bigla_grad_kernel': (40, 170)},
+            {'state_kernel': (0, 24), 'bigla_out_kernel': (0, 0), 'bigla_grad_kernel': (40, 170)},
             {'state_kernel': (0, 31), 'out_kernel': (8, 84)},
             {'out_kernel': (296, 177)},
             {'state_kernel': (0, 24), 'out_kernel': (16, 96), 'exact_out_kernel': (0, 122)},
+            {'bigla_out_kernel': (0, 0)},
         ),
     ],
     ids=['ViG', 'ViG-H'],
 )
-def test_hopper_code_of_the_mixer(dims, nh, train, train_long, short, few, long, compiled, tmp_path):
+def test_hopper_code_of_the_mixer(
+    dims, nh, train, train_long, short, few, long, long_hopper, compiled, tmp_path, monkeypatch
+):
     compiled.target(90)
 
     def launched(*args, **options) -> list:
         compiled.launched.clear()
         launch_both(*args, **options)
         by_wgmma = {name for name, kernel in compiled.launched if 'wgmma' in kernel.asm['ptx']}
-        assert by_wgmma == {'bigla_grad_kernel'} & {name for name, _ in compiled.launched}
+        assert by_wgmma == BY_WGMMA & {name for name, _ in compiled.launched}
         return compiled.launched
 
-    hold(launched(500, dims, nh, B=99), train, 32, tmp_path)
     if KNOWN:
         hold(launched(16384, dims, nh, B=9), train_long, 64, tmp_path)
+        hold(launched(16384, dims, nh, False, B=9), long_hopper, 64, tmp_path)
+    monkeypatch.setattr(primitives, 'capability', lambda: 89)
+    hold(launched(500, dims, nh, B=99), train, 32, tmp_path)
     hold(launched(500, dims, nh, False, B=99), short, 32, tmp_path)
     hold(launched(500, dims, nh, False), few, 32, tmp_path)
     hold(launched(16384, dims, nh, False, B=9), long, 64, tmp_path)
@@ -279,20 +320,22 @@ def test_hopper_code_of_the_mixer(dims, nh, train, train_long, short, few, long,
 @pytest.mark.slow
 @pytest.mark.parametrize('arch', SHARED)
 @pytest.mark.parametrize('K', LONG)
-def test_long_chunks(K, arch, compiled):
-    """Alone and in the mixer, many of them, and few, which with K = 16 are short ones."""
+def test_long_chunks(K, arch, compiled, monkeypatch):
+    """Alone and in the mixer, many of them, and few, which with K = 16 are short ones; by Triton's kernels."""
     compiled.target(arch)
-    for B, L in ((1, 16_000), (9, 16_384)):
-        q, k, g_fwd, g_bwd, v = (torch.empty(B, L, 3, n, dtype=BF16, device='meta') for n in (K, K, K, K, 2 * K))
-        launch_forward(q, k, v, Gates(g_fwd, g_bwd, False), 1.0, 32, False, False)
-        launch_both(L, 6 * K, 3, False, B)
+    with monkeypatch.context() as patch:
+        patch.setattr(primitives, 'capability', lambda: 89)
+        for B, L in ((1, 16_000), (9, 16_384)):
+            q, k, g_fwd, g_bwd, v = (torch.empty(B, L, 3, n, dtype=BF16, device='meta') for n in (K, K, K, K, 2 * K))
+            launch_forward(q, k, v, Gates(g_fwd, g_bwd, False), 1.0, 32, False, False)
+            launch_both(L, 6 * K, 3, False, B)
     outs = [kernel for name, kernel in compiled.launched if name == 'out_kernel']
     assert len({kernel.hash for kernel in outs}) == 4
     launch_both(16_384, 6 * K, 3, B=9)
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
-        assert name == 'bigla_grad_kernel' or not re.search('wgmma|tcgen05', kernel.asm['ptx']), name
-    assert ('bigla_grad_kernel' in {name for name, _ in compiled.launched}) == (arch == 90)
+        assert name in BY_WGMMA or not re.search('wgmma|tcgen05', kernel.asm['ptx']), name
+    assert ({name for name, _ in compiled.launched} >= BY_WGMMA) == (arch == 90)
 
 
 @pytest.mark.slow

@@ -295,8 +295,7 @@ def launch_backward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
-    longer = longer_chunk(C, q, v, gates, True)
-    by_hopper, C = longer > C, longer
+    C, by_hopper = longer_chunk(C, q, v, gates, True)
     NT = ceil_div(L, C)
     N = B * NT * H
     if into is None:

@@ -39,7 +39,6 @@ from .primitives import (
     config,
     decay,
     dot,
-    fits_hopper,
     is_hard,
     load_gate,
     load_gates,
@@ -134,7 +133,7 @@ def walk_kernel(
     v0 = tl.program_id(1) * BV
     right = (d == 0) != GRAD
     X = tl.zeros([BK, BV], tl.float32)
-    for j in range(0, NT):
+    for j in tl.range(0, NT, num_stages=1 if GRAD else 2):
         c = tl.where(right, j, NT - 1 - j)
         i = (b * NT + c) * H + h
         u, decayed = chunk_sum(
@@ -383,8 +382,7 @@ def launch_forward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
-    longer = longer_chunk(C, q, v, gates, keep)
-    by_hopper = longer > C and fits_hopper(q, v, gates)
+    longer, by_hopper = longer_chunk(C, q, v, gates, keep)
     # What is returned has room for chunks of C, so that its size is one of L, whatever L is.
     state, total, hard = buffers(q, v, ceil_div(L, C if keep else longer), one)
     C = longer
@@ -397,16 +395,17 @@ def launch_forward(
     if N == 0:
         return o, state, total, hard
     prec, limit = precision(q.dtype)
-    q, k, v = (rows(x, C) for x in (q, k, v))
-    gates = gates.prepared(C)
+    if by_hopper:
+        q, k, v, gates, merge = hopper.prepared(q, k, v, gates, merge)
+    else:
+        q, k, v, gates = (*(rows(x, C) for x in (q, k, v)), gates.prepared(C))
     g, g_s = gates.pointers(), gates.strides()
     q_s, k_s, v_s, o_s = (token_strides(x) for x in (q, k, v, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     if not one:
         states(k, v, g, state, total, k_s, v_s, g_s, 1.0, q.shape, cfg, False, **tile)
     if by_hopper:
-        into = merge if fused else None
-        hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, into, keep_o, scale, limit)
+        hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, merge, keep_o, scale, limit, NT > WALKED)
         return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
     end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
     strides = q_s, k_s, v_s, g_s, o_s, end_s
@@ -439,12 +438,13 @@ def states(
     B, L, H, K = shape
     V = y.shape[-1]
     NT = ceil_div(L, cfg.C)
-    walk = NT <= WALKED
-    first = walk_kernel if walk else state_kernel
-    first[2 * B * H * (1 if walk else NT), ceil_div(V, cfg.BV)](
-        x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H, GRAD=grad, num_warps=cfg.state_warps, **tile
-    )
-    if not walk:
+    across = ceil_div(V, cfg.BV)
+    arguments = x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H
+    tile |= dict(GRAD=grad, num_warps=cfg.state_warps)
+    if NT <= WALKED:
+        walk_kernel[2 * B * H, across](*arguments, maxnreg=cfg.walk_registers, **tile)
+    else:
+        state_kernel[2 * B * H * NT, across](*arguments, **tile)
         scan(state, total, B, NT, H, K, V, cfg, grad)
 
 

@@ -60,6 +60,7 @@ class Config(NamedTuple):
     merge_registers: int | None = None
     exact_warps: int | None = None  # of the exact kernels, if other than of the gradients
     exact_grad_warps: int | None = None  # of that of the gradients, if other than of the outputs
+    walk_registers: int | None = None  # of what makes the states of a short sequence
     grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
     scan_block: int = 128  # state elements a program of the scan, twice as many where there are MANY
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
@@ -95,16 +96,19 @@ TABLE = {
 
 
 # By block(K), in bfloat16: longer chunks have fewer states, which are written twice and read twice. `grad_kernel` would
-# spill, and never sees them; Hopper has another one. For versions of Triton whose wgmma can be switched off.
+# spill, and never sees them; Hopper has kernels of its own. For versions of Triton whose wgmma can be switched off.
 LONG = {
     16: Config(64, 64, 1, 2, 2, out_registers=128, merge_registers=128, exact_warps=4),
-    32: Config(64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8, exact_grad_warps=4),
+    32: Config(
+        64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8, exact_grad_warps=4, walk_registers=168
+    ),
 }
 LONG_FROM = {16: 150_000, 32: 0}  # tokens of all sequences and heads
 SHORT = 512  # tokens of a sequence that is not long
+SHORT_ON_HOPPER = {16: 512, 32: 128}  # by K
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
-WALKED = 4  # chunks that one program takes one after the other, instead of a scan behind one of each
+WALKED = 7  # chunks of a sequence up to which one program takes them one after the other, and no scan is needed
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -117,22 +121,20 @@ def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
     return block(L) if isinstance(L, int) and L < C else C
 
 
-def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> int:
-    """C, or more tokens where as many as there are want `LONG` chunks; for launchers, which know all sizes.
+def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tuple[int, bool]:
+    """C, or more tokens where `LONG` chunks serve better, and whether kernels of `hopper` take them.
 
-    With `keep` only where there is a kernel for the gradients of such chunks, `hopper.launch_bigla_grad`.
+    For launchers, which know all sizes. With `keep` only where there is a kernel for the gradients of such chunks,
+    `hopper.launch_bigla_grad`.
     """
     B, L, H, K = q.shape
+    if not KNOWN or q.dtype != torch.bfloat16:
+        return C, False
+    fits = K in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
+    if fits and capability() == 90 and not INTERPRETED:
+        return (LONG[K].C, True) if SHORT_ON_HOPPER[K] < L else (C, False)
     many = L > SHORT and LONG_FROM.get(block(K), math.inf) <= B * L * H
-    if not (KNOWN and q.dtype == torch.bfloat16 and many):
-        return C
-    return max(C, LONG[block(K)].C) if not keep or fits_hopper(q, v, gates) else C
-
-
-def fits_hopper(q: Tensor, v: Tensor, gates: Gates) -> bool:
-    """Whether kernels of `hopper` take `LONG` chunks of these."""
-    fits = q.shape[-1] in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
-    return fits and KNOWN and q.dtype == torch.bfloat16 and capability() == 90 and not INTERPRETED
+    return LONG[block(K)].C if many and not keep else C, False
 
 
 @functools.cache

@@ -95,7 +95,7 @@ def test_mixer(B, L, dims, num_heads, act, dtype, make_mixer):
 
 @pytest.mark.parametrize('L', [100, 1000])
 @pytest.mark.parametrize('dims', [192, 96])
-def test_long_chunks(dims, L, long_gradients, make_mixer, monkeypatch):
+def test_long_chunks(dims, L, hopper_chunks, make_mixer, monkeypatch):
     """With gradients; their gates are made of the low-rank decay."""
     args = on_gpu(make_mixer(2, L, dims, 3, 16), torch.bfloat16)
     check(lambda *a, impl: bigla_mixer(*a, num_heads=3, impl=impl), args, torch.bfloat16, 2)

@@ -89,13 +89,14 @@ def test_many_tokens_without_gradients(make, monkeypatch):
     with torch.no_grad():
         got = ours(*inputs)
         monkeypatch.setattr('bigla.triton.primitives.SHORT', 10**9)
+        monkeypatch.setattr('bigla.triton.primitives.SHORT_ON_HOPPER', {16: 10**9, 32: 10**9})
         want = ours(*inputs)
     assert not got.equal(want)
     assert (got - want).norm() < 2.0**-7 * want.norm()
 
 
 @pytest.mark.parametrize('K, V', [(32, 64), (16, 32), (32, 32), (16, 64)])
-def test_gradients_of_long_chunks(K, V, gates, long_gradients, make, check, monkeypatch):
+def test_gradients_of_long_chunks(K, V, gates, hopper_chunks, make, check, monkeypatch):
     """None hard, some, all; the last one is shorter."""
     inputs = make(2, 300, 2, K, V, gates=gates)
     check(inputs, ROUNDINGS.get(gates, 1))
@@ -105,17 +106,17 @@ def test_gradients_of_long_chunks(K, V, gates, long_gradients, make, check, monk
 
 
 @pytest.mark.parametrize('L', [33, 63, 64, 65, 128, 449])
-def test_lengths_of_long_chunks(L, long_gradients, make, check):
+def test_lengths_of_long_chunks(L, hopper_chunks, make, check):
     check(make(3, L, 2, 32, 64))
     check(make(1, L, 3, 16, 32, gates='mixed'))
 
 
-def test_float32_gates_of_long_chunks(long_gradients, make, check):
+def test_float32_gates_of_long_chunks(hopper_chunks, make, check):
     inputs = make(2, 300, 3, 32, 64)
     check(inputs[:3] + [x.detach().float().requires_grad_() for x in inputs[3:]])
 
 
-def test_logits_of_long_chunks(long_gradients, make, run, errors):
+def test_logits_of_long_chunks(hopper_chunks, make, run, errors):
     inputs = make(1, 300, 2, 16, 32, gates='zero')
     inputs[3:] = [(6 * torch.randn_like(x)).requires_grad_() for x in inputs[3:]]
 
@@ -150,7 +151,7 @@ def test_gate_logits(make, run, errors):
 @pytest.mark.parametrize('layout', ['packed', 'head-major', 'every other column', 'odd offset', 'odd start'])
 def test_strides(layout, long, make, run, errors, request):
     if long:
-        request.getfixturevalue('long_gradients')
+        request.getfixturevalue('hopper_chunks')
     inputs = make(2, 300, 2, 32, 32)
     views = [x.detach() for x in inputs]
     if layout == 'packed':
@@ -199,7 +200,7 @@ def test_every_element_is_written(L, K, V, gates, make, run):
 @pytest.mark.parametrize('gates', ['model', 'mixed'])
 def test_a_thousand_launches_give_the_same_bits(L, K, V, long, gates, make, run, request):
     if long:
-        request.getfixturevalue('long_gradients')
+        request.getfixturevalue('hopper_chunks')
     inputs = make(8, L, 3, K, V, gates=gates)
     want = run(ours, inputs)
     grad = torch.randn(want[0].shape, generator=torch.Generator().manual_seed(1)).to(want[0])

@@ -3,6 +3,7 @@
 from .bigla_grad import launch_bigla_grad
 from .bigla_out import launch_bigla_out
 from .block_end import launch_block_end
+from .chunks import prepared
 from .mlp_grad import launch_mlp_grad
 from .parts import HIDDEN
 from .swiglu import launch_resident_swiglu
@@ -19,4 +20,11 @@ DIVISOR = {'block_end': 8, 'mlp_grad': HIDDEN.value, 'swiglu': 8, 'swiglu_grad':
 # for 37.0, with 192 channels 12.3 for 12.7.
 FEWEST = {'block_end': 2048, 'mlp_grad': 5120, 'swiglu': 4200, 'swiglu_grad': 4200}
 
-__all__ = ['launch_bigla_grad', 'launch_bigla_out', 'launch_block_end', 'launch_mlp_grad', 'launch_resident_swiglu']
+__all__ = [
+    'launch_bigla_grad',
+    'launch_bigla_out',
+    'launch_block_end',
+    'launch_mlp_grad',
+    'launch_resident_swiglu',
+    'prepared',
+]

@@ -25,6 +25,7 @@ from .chunks import (
     left_factor,
     log_decays,
     meet,
+    prepared,
     put_in_parts,
     put_ones,
     put_weight,
@@ -214,14 +215,12 @@ def launch_bigla_grad(
     """The gradients of all chunks of TOKENS that are not `hard`, to `into`; arguments as of `launch_backward`."""
     B, L, H, K = q.shape
     NT = ceil_div(L, TOKENS.value)
-    do, q, k, v = (copyable(x) for x in (do, q, k, v))
-    options = gates.options()
-    if options['RANK']:
-        gates = gates._replace(fwd=copyable(gates.fwd), bwd=copyable(gates.bwd))
+    do = copyable(do)
+    q, k, v, gates, _ = prepared(q, k, v, gates)
     dq, dk, dv, dgf, dgb = into
     strides = [token_strides(x) for x in (do, dk, dv, dgf)]
     bigla_grad_kernel[B * NT * H,](
         q, k, v, gates.pointers(), do, state, dstate, total, hard, *into,
         *(token_strides(x) for x in (q, k, v)), gates.strides(), *strides, scale / 2, L, NT, H,
-        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=options['RANK'], num_warps=4, maxnreg=REGISTERS[K],
+        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=gates.options()['RANK'], num_warps=4, maxnreg=REGISTERS[K],
     )  # fmt: skip

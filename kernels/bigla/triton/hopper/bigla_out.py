@@ -1,8 +1,7 @@
 """The outputs of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
 
 Formulas and symbols are those of `..forward`. A program sends for all that a chunk needs at once, and works on both
-directions together. The states come last: the scan that makes them may still be at work, and all else has been there
-since before the kernel in front of it.
+directions together. The states come last: the scan that makes them may still be at work.
 """
 
 from torch import Tensor
@@ -20,7 +19,6 @@ from .chunks import (
     allocate,
     columns,
     copy,
-    copyable,
     half_total,
     left_factor,
     log_decays,
@@ -35,7 +33,7 @@ from .chunks import (
     sums,
 )
 
-REGISTERS = {16: 128, 32: 128}  # of a thread, by K: four programs run on a multiprocessor
+REGISTERS = {16: 96, 32: 128}  # of a thread, by K: five programs run on a multiprocessor, or four
 
 
 @gluon.jit
@@ -61,12 +59,14 @@ def scores_at_once(scale, b, half_f, half_b, narrow, parts, ones, zero, V: gl.co
     async_copy.wait_group(0)
     meet()
     qf_, qb_ = left_factor(qf, SCORES), left_factor(qb, SCORES)
-    a = warpgroup_mma(qf_, narrow.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
-    c = warpgroup_mma(qb_, narrow.index(1).permute((1, 0)), none, use_acc=False, is_async=True)
     qf, qb = left_factor(qf * gl.exp2(half_f), VALUES), left_factor(qb * gl.exp2(half_b), VALUES)
-    a, c, qf_, qb_, qf, qb = warpgroup_mma_wait(0, (a, c, qf_, qb_, qf, qb))
-    # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both.
+    # One after the other, for want of registers. Selected, not multiplied by a mask: the other half may be inf. The
+    # diagonal is in both.
+    a = warpgroup_mma(qf_, narrow.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+    a, qf_, qb_, qf, qb = warpgroup_mma_wait(0, (a, qf_, qb_, qf, qb))
     a = selected(left_factor(a, VALUES), ones.load(LEFT), True)
+    c = warpgroup_mma(qb_, narrow.index(1).permute((1, 0)), none, use_acc=False, is_async=True)
+    c, qb_ = warpgroup_mma_wait(0, (c, qb_))
     a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT), True)
     return a, qf, qb
 
@@ -152,9 +152,15 @@ def merged(out, tiles, merge, h, eps, V: gl.constexpr, ACT: gl.constexpr):
 def bigla_out_kernel(
     q, k, v, gates, state, total, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, NT, H, N, eps,
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
-    KEEP: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr,
+    KEEP: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr, SCANNED: gl.constexpr,
 ):  # fmt: skip
-    """Outputs of one chunk. One whose decay passes the limit is marked by hard[i] = 1."""
+    """Outputs of one chunk. One whose decay passes the limit is marked by hard[i] = 1.
+
+    SCANNED: the kernel in front makes the states, and has waited for whatever makes the rest. So has this one, then:
+    it reads all else at once, and waits for nothing but the states, with which it begins to write, too.
+    """
+    if not SCANNED:
+        begin(True)
     KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
     narrow = allocate(TOKENS, K, 2)  # q, k; then keys of both directions
@@ -206,7 +212,8 @@ def bigla_out_kernel(
     out = gl.zeros([TOKENS, V], gl.float32, VALUES)
     out = warpgroup_mma(a, values, out, use_acc=False, is_async=True)
 
-    begin(True)
+    if SCANNED:
+        begin(True)
     for D in gl.static_range(2):
         copy(states.index(D), state_at(state, index, D, K, V), V, K, V)
     async_copy.commit_group()
@@ -227,26 +234,22 @@ def bigla_out_kernel(
 
 def launch_bigla_out(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, total: Tensor, hard: Tensor, o: Tensor,
-    merge: Merge | None, keep: bool, scale: float, limit: float,
+    merge: Merge | None, keep: bool, scale: float, limit: float, scanned: bool,
 ) -> None:  # fmt: skip
     """Outputs of all chunks of TOKENS, to o with `keep`, and what becomes of them if there is a `merge`.
 
-    Other arguments as of `launch_forward`, and what its kernels leave.
+    Other arguments as of `launch_forward`, `prepared`, and what its kernels leave; `scanned`: the last of these was a
+    scan, with nothing launched since.
     """
     B, L, H, K = q.shape
     NT = ceil_div(L, TOKENS.value)
     N = B * NT * H
-    q, k, v = (copyable(x) for x in (q, k, v))
-    options = gates.options()
-    if options['RANK']:
-        gates = gates._replace(fwd=copyable(gates.fwd), bwd=copyable(gates.bwd))
     end, end_s, eps, act = (o,), (token_strides(o),), 0.0, False
     if merge is not None:
-        merge = merge._replace(local=copyable(merge.local), gate=copyable(merge.gate))
         end, end_s, eps, act = merge.arguments()
     strides = *(token_strides(x) for x in (q, k, v)), gates.strides(), token_strides(o), end_s
     bigla_out_kernel[N,](
         q, k, v, gates.pointers(), state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
-        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=options['RANK'], KEEP=keep, MERGE=merge is not None, ACT=act,
-        num_warps=4, maxnreg=REGISTERS[K],
+        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=gates.options()['RANK'],
+        KEEP=keep, MERGE=merge is not None, ACT=act, SCANNED=scanned, num_warps=4, maxnreg=REGISTERS[K],
     )  # fmt: skip

@@ -14,7 +14,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
 )
 
-from ..primitives import LONG, gate_rows, tile_decay
+from ..merge import Merge
+from ..primitives import LONG, Gates, gate_rows, tile_decay
 
 TOKENS = gl.constexpr(LONG[32].C)  # of a chunk: 64, for all widths
 HALF = gl.constexpr(gl.bfloat16)
@@ -163,6 +164,21 @@ def selected(x, ones, INSIDE: gl.constexpr):
 
 
 def copyable(x: Tensor) -> Tensor:
-    """`x` (B, L, nh, W) itself where rows can be copied 16 bytes at a time, otherwise a copy."""
+    """`x` (B, L, nh, W), or a copy: 16 bytes of a row are copied at a time, and rows of a chunk lie within int32."""
     fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in x.stride()[:-1])
-    return x if fits else x.clone(memory_format=torch.contiguous_format)  # one that is contiguous may start anywhere
+    if fits and x.stride(1) * TOKENS.value < 2**31:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)  # one that is contiguous may start anywhere
+
+
+def prepared(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, merge: Merge | None = None
+) -> tuple[Tensor, Tensor, Tensor, Gates, Merge | None]:
+    """All `copyable` that is copied."""
+    if gates.weight is None:
+        gates = gates.prepared(TOKENS.value)
+    else:
+        gates = gates._replace(fwd=copyable(gates.fwd), bwd=copyable(gates.bwd))
+    if merge is not None:
+        merge = merge._replace(local=copyable(merge.local), gate=copyable(merge.gate))
+    return *(copyable(x) for x in (q, k, v)), gates, merge
