@@ -67,6 +67,13 @@ def hopper_chunks(monkeypatch) -> None:
     monkeypatch.setattr(primitives, 'SHORT_ON_HOPPER', dict.fromkeys(primitives.LONG, 32))
 
 
+@pytest.fixture(params=['walk', 'scan'])
+def states(request, monkeypatch) -> str:
+    """Those of few chunks are made by programs that walk, however few of them, or by a scan."""
+    monkeypatch.setattr('bigla.triton.forward.WALKERS', 0 if request.param == 'walk' else 10**9)
+    return request.param
+
+
 @pytest.fixture(params=GATES)
 def gates(request) -> str:
     return request.param

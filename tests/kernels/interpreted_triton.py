@@ -43,12 +43,6 @@ def _short_scan(monkeypatch):
     change_config(monkeypatch, scan_ahead=2)
 
 
-@pytest.fixture(autouse=True)
-def _no_walk(monkeypatch):
-    """What is short enough for the interpreter would have no scan."""
-    monkeypatch.setattr(forward, 'WALKED', 0)
-
-
 def ours(q, k, v, g_fwd, g_bwd, **kwargs):
     assert kernels.unsupported(q, k, v, g_fwd, g_bwd) is None
     return kernels.bigla(q, k, v, g_fwd, g_bwd, q.shape[-1] ** -0.5, **kwargs)
@@ -83,7 +77,7 @@ def test_gates(L, gates, make_inputs, check):
 @pytest.mark.parametrize('B, L, nh, K, V, gates', [(2, 65, 1, 7, 5, 'model'), (1, 40, 2, 32, 66, 'mixed')])
 def test_walk(B, L, nh, K, V, gates, make_inputs, check, monkeypatch):
     """States of all chunks by one program for each direction and 64 columns, without a scan."""
-    monkeypatch.setattr(forward, 'WALKED', 3)
+    monkeypatch.setattr(forward, 'WALKERS', 0)
     monkeypatch.setattr(forward, 'scan', None)
     check(make_inputs(B, L, nh, K, V, gates=gates, dtype=torch.float32))
 

@@ -21,7 +21,7 @@ from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.casts import cast, scaled  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.decay import launch_decay_grad  # noqa: E402
-from bigla.triton.forward import buffers, launch_forward  # noqa: E402
+from bigla.triton.forward import buffers, launch_forward, walks  # noqa: E402
 from bigla.triton.launch import KNOWN, loses_bits  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
@@ -34,7 +34,7 @@ from bigla.triton.mlp import (  # noqa: E402
     launch_swiglu,
 )
 from bigla.triton.norm import Norm, launch_norm, launch_norm_grad  # noqa: E402
-from bigla.triton.primitives import FEW, LONG, TABLE, WALKED, Gates, chunk_size, longer_chunk  # noqa: E402
+from bigla.triton.primitives import FEW, LONG, TABLE, Gates, chunk_size, longer_chunk  # noqa: E402
 from bigla.triton.stem import launch_conv_norm, launch_conv_weight_grad  # noqa: E402
 from bigla.triton.sums import Sums  # noqa: E402
 
@@ -92,7 +92,7 @@ def compiled(monkeypatch) -> Callable[..., list]:
         launch_backward(do, q, k, v, gates, *buffers(q, v, -(-L // C), L <= C), 1.0, C, L <= C)
         C, by_hopper = longer_chunk(C, q, v, gates, True)
         NT = -(-L // C)
-        joins = set() if NT == 1 else {'walk_kernel'} if NT <= WALKED else {'state_kernel', 'scan_kernel'}
+        joins = set() if NT == 1 else {'walk_kernel'} if walks(NT, B, nh) else {'state_kernel', 'scan_kernel'}
         fast = BY_WGMMA if by_hopper else {'out_kernel', 'grad_kernel'} if dtype != torch.float32 else set()
         apart = set() if fast and (by_hopper or B * NT * nh <= FEW) else {'exact_out_kernel'}
         assert {name for name, _ in launched} == joins | fast | apart | {'exact_grad_kernel'}

@@ -31,6 +31,7 @@ from .primitives import (
     SEARCHERS,
     SPAN,
     WALKED,
+    WALKERS,
     Config,
     Gates,
     any_hard,
@@ -405,7 +406,7 @@ def launch_forward(
     if not one:
         states(k, v, g, state, total, k_s, v_s, g_s, 1.0, q.shape, cfg, False, **tile)
     if by_hopper:
-        hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, merge, keep_o, scale, limit, NT > WALKED)
+        hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, merge, keep_o, scale, limit, not walks(NT, B, H))
         return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
     end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
     strides = q_s, k_s, v_s, g_s, o_s, end_s
@@ -427,6 +428,11 @@ def launch_forward(
     return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
 
 
+def walks(NT: int, B: int, H: int) -> bool:
+    """Whether each program takes all NT chunks of a sequence, in one direction."""
+    return NT <= WALKED and 2 * B * H >= WALKERS
+
+
 def states(
     x: Tensor, y: Tensor, gates: tuple[Tensor, ...], state: Tensor, total: Tensor, x_s: tuple, y_s: tuple,
     gates_s: tuple, scale: float, shape: tuple[int, ...], cfg: Config, grad: bool, **tile,
@@ -441,7 +447,7 @@ def states(
     across = ceil_div(V, cfg.BV)
     arguments = x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H
     tile |= dict(GRAD=grad, num_warps=cfg.state_warps)
-    if NT <= WALKED:
+    if walks(NT, B, H):
         walk_kernel[2 * B * H, across](*arguments, maxnreg=cfg.walk_registers, **tile)
     else:
         state_kernel[2 * B * H * NT, across](*arguments, **tile)

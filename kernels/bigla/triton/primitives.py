@@ -109,6 +109,7 @@ SHORT_ON_HOPPER = {16: 512, 32: 128}  # by K
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
 WALKED = 7  # chunks of a sequence up to which one program takes them one after the other, and no scan is needed
+WALKERS = 264  # such programs, two to a multiprocessor: fewer would wait for the next chunk with nothing beside them
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -68,6 +68,12 @@ def test_gates(L, K, V, dtype, gates, make, check):
     check(make(2, L, 2, K, V, gates=gates, dtype=dtype), ROUNDINGS.get(gates, 1))
 
 
+@pytest.mark.parametrize('dtype', [FP32, FP16, BF16], ids=['fp32', 'fp16', 'bf16'])
+@pytest.mark.parametrize('K, V', [(32, 64), (16, 32), (30, 70)])
+def test_states(K, V, dtype, states, make, check):
+    check(make(2, 107, 2, K, V, dtype=dtype), PRODUCTS.get(dtype, 1))
+
+
 @pytest.mark.parametrize('K, V', [(32, 64), (16, 32), (30, 70)])
 def test_regimes(K, V, gates, regime, make, check):
     check(make(2, 300, 2, K, V, gates=gates), ROUNDINGS.get(gates, 1))
@@ -106,7 +112,7 @@ def test_gradients_of_long_chunks(K, V, gates, hopper_chunks, make, check, monke
 
 
 @pytest.mark.parametrize('L', [33, 63, 64, 65, 128, 449])
-def test_lengths_of_long_chunks(L, hopper_chunks, make, check):
+def test_lengths_of_long_chunks(L, states, hopper_chunks, make, check):
     check(make(3, L, 2, 32, 64))
     check(make(1, L, 3, 16, 32, gates='mixed'))
 
