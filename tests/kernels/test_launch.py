@@ -1,6 +1,8 @@
 """Launches around Triton's own: which of them are the same compiled kernel, and what it is called with."""
 
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -214,3 +216,12 @@ def test_another_triton_is_left_alone(monkeypatch):
     assert isinstance(launch.kernel(kernel), launch.Kernel) == launch.KNOWN
     monkeypatch.setattr(launch, 'KNOWN', False)
     assert isinstance(launch.kernel(kernel), triton.JITFunction)
+
+
+def test_without_gluon():
+    """Versions of Triton that lack it have all kernels but Hopper's."""
+    hide = "import sys, triton; sys.modules['triton.experimental'] = None; triton.__version__ = '3.5.1'"
+    code = f'{hide}; import bigla.triton; print("bigla.triton.hopper" in sys.modules)'
+    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == 'False', done.stderr

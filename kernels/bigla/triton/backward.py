@@ -15,7 +15,7 @@ The sums of the last two lines end at the chunk, so that rounding does not grow 
 were rounded for the dots, so that terms which cancel do. A^T and D^T come from dots of their own: Triton 3.4 to 3.6
 miscompiles a dot whose operand is a transposed result on Hopper (fla-org/flash-linear-attention#640).
 
-1. `state_kernel` and `scan_kernel` of the forward, other way round: dS' and dR' of every chunk.
+1. `states` of the forward, other way round: dS' and dR' of every chunk.
 2. `grad_kernel`: the five gradients, by one writer each; of long chunks `hopper.launch_bigla_grad`.
 3. `exact_grad_kernel`: those of the hard chunks.
 """

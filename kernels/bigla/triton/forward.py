@@ -8,7 +8,8 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
     S' = 2^Ft S + sum_j (k_j 2^(Ft-F_j)) v_j^T           R' = 2^Bt R + sum_j (k_j 2^E_j) v_j^T
 
 1. `state_kernel`: the sums of S' and R' of every chunk, and its totals.
-2. `scan_kernel`: S and R of every chunk, in place of the sums; segment by segment where there are many chunks.
+2. `scan_kernel`: S and R of every chunk, in place of the sums; segment by segment where there are many chunks. Where
+   there are few, but many sequences, `walk_kernel` does 1 and 2.
 3. `out_kernel`: the outputs, both directions by one score matrix. It splits 2^(F_i-F_j) at half the total, so that
    neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard.
 4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.
@@ -22,11 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import hopper
 from .launch import begin, kernel
 from .merge import Merge, finish, launch_merge
 from .primitives import (
     FEW,
+    INTERPRETED,
+    KNOWN,
     MANY,
     SEARCHERS,
     SPAN,
@@ -59,6 +61,9 @@ from .primitives import (
     token_strides,
     tree_scores,
 )
+
+if KNOWN and not INTERPRETED:  # Gluon is as new as that
+    from . import hopper
 
 
 @triton.jit

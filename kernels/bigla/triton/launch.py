@@ -37,6 +37,9 @@ OVERLAPS = tl.constexpr(KNOWN and not INTERPRETED)  # whether kernels wait in `b
 def begin(EARLY: tl.constexpr):
     """What a kernel does before it touches memory: it waits for the kernels in front of it.
 
+    One that reads before it waits what is older than the kernel in front of it, as `hopper.bigla_out` does, relies on
+    that one's own wait.
+
     EARLY: the next one may come as soon as all programs of this one have begun, otherwise when they have left. What
     comes early takes the places that get free first, and where it finds places for all of its programs, some
     multiprocessors have more of them than others: this costs the gradients' kernels more than coming early saves.

@@ -43,6 +43,15 @@ def gated(G, n, m):
 
 
 @triton.jit
+def mixed(out, local, gate, c, w, u, eps, V: tl.constexpr, TO: tl.constexpr, ACT: tl.constexpr):
+    """y of outputs, local tokens and gate (ROWS, V), with the vectors c, w_n and w_m."""
+    z = gated(sigmoid(gate + c, TO), normalized(out, V, eps)[0] * w, normalized(local, V, eps)[0] * u)
+    if ACT:
+        z = activate(z, 'silu', TO)
+    return z
+
+
+@triton.jit
 def norm_grad(dn, w, x, r, V: tl.constexpr):
     """Gradient of what `normalized` got, from that of w x r(x)."""
     g = dn * w
@@ -77,10 +86,7 @@ def finish(
     c = tl.load(merge[2] + h * V + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
     local = load_rows(row(merge[0], merge_s[0], b, left, h), merge_s[0][1], r, m, V, BV).to(tl.float32)
     gate = load_rows(row(merge[1], merge_s[1], b, left, h), merge_s[1][1], r, m, V, BV).to(tl.float32)
-    TO: tl.constexpr = merge[5].dtype.element_ty
-    z = gated(sigmoid(gate + c, TO), normalized(out, V, eps)[0] * w, normalized(local, V, eps)[0] * u)
-    if ACT:
-        z = activate(z, 'silu', TO)
+    z = mixed(out, local, gate, c, w, u, eps, V, merge[5].dtype.element_ty, ACT)
     store_rows(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], z, r, m, V, BV)
 
 

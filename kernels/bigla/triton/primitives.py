@@ -103,9 +103,10 @@ LONG = {
         64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8, exact_grad_warps=4, walk_registers=168
     ),
 }
-LONG_FROM = {16: 150_000, 32: 0}  # tokens of all sequences and heads
-SHORT = 512  # tokens of a sequence that is not long
-SHORT_ON_HOPPER = {16: 512, 32: 128}  # by K
+# For the kernels that all GPUs have: tokens of all sequences and heads, and of a sequence that is not long.
+LONG_FROM = {16: 150_000, 32: 0}
+SHORT = 512
+SHORT_ON_HOPPER = {16: 512, 32: 128}  # tokens of a sequence, by K, up to which those serve better than Hopper's
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
 WALKED = 7  # chunks of a sequence up to which one program takes them one after the other, and no scan is needed
@@ -125,8 +126,8 @@ def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
 def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tuple[int, bool]:
     """C, or more tokens where `LONG` chunks serve better, and whether kernels of `hopper` take them.
 
-    For launchers, which know all sizes. With `keep` only where there is a kernel for the gradients of such chunks,
-    `hopper.launch_bigla_grad`.
+    For launchers, which know all sizes. But for `hopper` there are no kernels for the gradients of such chunks, so that
+    with `keep` these stay as they are.
     """
     B, L, H, K = q.shape
     if not KNOWN or q.dtype != torch.bfloat16:

@@ -58,14 +58,15 @@ def exponents(
 ):  # fmt: skip
     """Of a query's 2^X in direction D (TOKENS, K), a key's having -X, and half the log2 total (1, K)."""
     gates, gates_s, total = inputs
-    g = log_decays(gates, gates_s, at, low, weight, H, r, m, zero, D, K, LOGITS, RANK, KEYS)
+    index, b, h, left, _, _ = at
+    g = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, LOGITS, RANK, KEYS)
     if D == 1:
         gl.thread_barrier()  # some warp may still multiply what the first direction put there
     put_in_parts(g, high, rest)
     meet()
     X = sums(ones, high, rest, zero)
     X = warpgroup_mma_wait(0, (X,))
-    half = half_total(total, at[0], D, K, KEYS)
+    half = half_total(total, index, D, K, KEYS)
     return X - half if D == 0 else half + g - X, half
 
 

@@ -9,9 +9,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
-from ..activations import activate, sigmoid
 from ..launch import begin, kernel
-from ..merge import Merge, gated, normalized
+from ..merge import Merge, mixed
 from ..primitives import Gates, ceil_div, gate_rows, locate, row, token_strides
 from .chunks import (
     HALF,
@@ -142,10 +141,7 @@ def merged(out, tiles, merge, h, eps, V: gl.constexpr, ACT: gl.constexpr):
     TO: gl.constexpr = merge[5].dtype.element_ty
     c, w, u = columns(merge[2] + h * V, V, VALUES), columns(merge[3], V, VALUES), columns(merge[4], V, VALUES)
     local, gate = tiles.index(0).load(VALUES).to(gl.float32), tiles.index(1).load(VALUES).to(gl.float32)
-    z = gated(sigmoid(gate + c, TO), normalized(out, V, eps)[0] * w, normalized(local, V, eps)[0] * u)
-    if ACT:
-        z = activate(z, 'silu', TO)
-    return z
+    return mixed(out, local, gate, c, w, u, eps, V, TO, ACT)
 
 
 @kernel(do_not_specialize=('L', 'NT', 'N'), jit=gluon.jit)
@@ -190,12 +186,11 @@ def bigla_out_kernel(
     async_copy.wait_group(1)
     meet()
 
-    at = index, b, h, left, count, count
     zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
     m = r < count
-    f = log_decays(gates, gates_s, at, low, weight, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
-    e = log_decays(gates, gates_s, at, low, weight, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
+    f = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
+    e = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
     put_in_parts(f, parts.index(0), parts.index(1))
     put_in_parts(e, parts.index(2), parts.index(3))
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)

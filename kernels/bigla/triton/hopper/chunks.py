@@ -130,11 +130,10 @@ def gates_of(
 
 @gluon.jit
 def log_decays(
-    gates, gates_s, at, low, weight, H, r, m, zero,
+    gates, gates_s, low, weight, b, left, h, H, r, m, zero,
     D: gl.constexpr, K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
     """Log2 decays of direction D.  (TOKENS, K)"""
-    _, b, h, left, _, _ = at
     return tile_decay(gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS), m, LOGITS)
 
 
