@@ -110,7 +110,7 @@ def compiled(monkeypatch) -> Callable[..., list]:
 def waits_first(kernel) -> bool:
     """Whether a kernel waits for the one before it, and touches no memory until then."""
     before, *after = kernel.asm['ptx'].split('griddepcontrol.wait')
-    return len(after) == 1 and not re.search(r'\b(ld|st|atom|red|prefetch)\b\S*\.global|cp\.async', before)
+    return len(after) == 1 and not re.search(r'(ld|st|atom|red|prefetch)\S*\.global|cp\.async', before)
 
 
 def waits_in_front_of_states(kernel) -> bool:

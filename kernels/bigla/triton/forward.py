@@ -400,6 +400,7 @@ def launch_forward(
     o = v.new_empty((B, L, H, V) if keep_o else (0, 0, 0, 0))
     if N == 0:
         return o, state, total, hard
+    kept = (state, total, hard) if keep else buffers(q, v, NT, one, False)
     prec, limit = precision(q.dtype)
     if by_hopper:
         q, k, v, gates, merge = hopper.prepared(q, k, v, gates, merge)
@@ -412,7 +413,7 @@ def launch_forward(
         states(k, v, g, state, total, k_s, v_s, g_s, 1.0, q.shape, cfg, False, **tile)
     if by_hopper:
         hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, merge, keep_o, scale, limit, not walks(NT, B, H))
-        return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
+        return o, *kept
     end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
     strides = q_s, k_s, v_s, g_s, o_s, end_s
     tile |= dict(ONE=one, KEEP=keep_o, MERGE=fused, ACT=act)
@@ -430,7 +431,7 @@ def launch_forward(
         )  # fmt: skip
     if merge is not None and not fused:
         launch_merge(o, merge)
-    return o, *((state, total, hard) if keep else buffers(q, v, NT, one, False))
+    return o, *kept
 
 
 def walks(NT: int, B: int, H: int) -> bool:

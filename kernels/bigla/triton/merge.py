@@ -105,13 +105,11 @@ def merge_kernel(
     column = h[:, None] * V + v[None, :]
     w = tl.load(norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
     u = tl.load(local_norm + v, mask=v < V, other=0.0).to(tl.float32)[None, :]
-    x, _ = normalized(tl.load(o + flat, mask=m, other=0.0).to(tl.float32), V, eps)
-    near, _ = normalized(tl.load(local + t[:, None] * local_s + column, mask=m, other=0.0).to(tl.float32), V, eps)
+    out = tl.load(o + flat, mask=m, other=0.0).to(tl.float32)
+    near = tl.load(local + t[:, None] * local_s + column, mask=m, other=0.0).to(tl.float32)
     g = tl.load(gate + t[:, None] * gate_s + column, mask=m, other=0.0).to(tl.float32)
-    g = sigmoid(g + tl.load(bias + column, mask=m, other=0.0).to(tl.float32), y.dtype.element_ty)
-    z = gated(g, x * w, near * u)
-    if ACT:
-        z = activate(z, 'silu', y.dtype.element_ty)
+    c = tl.load(bias + column, mask=m, other=0.0).to(tl.float32)
+    z = mixed(out, near, g, c, w, u, eps, V, y.dtype.element_ty, ACT)
     tl.store(y + flat, z.to(y.dtype.element_ty), mask=m)
 
 

@@ -12,13 +12,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
 from ..launch import begin, kernel
-from ..primitives import Gates, ceil_div, gate_grad, gate_rows, locate, row, token_strides
+from ..primitives import Gates, ceil_div, gate_grad, locate, row, token_strides
 from .chunks import (
     HALF,
     TOKENS,
     allocate,
     by_rows,
     copy,
+    copy_narrow,
     copyable,
     gates_of,
     half_total,
@@ -180,13 +181,7 @@ def bigla_grad_kernel(
     left = c * TOKENS
     count = gl.minimum(L - left, TOKENS)
     stored = gl.where(gl.load(hard + index) == 0, count, 0)
-    copy(narrow.index(0), row(q, q_s, b, left, h), q_s[1], count, K)
-    copy(narrow.index(1), row(k, k_s, b, left, h), k_s[1], count, K)
-    if RANK > 0:
-        for D in gl.static_range(2):
-            p, stride = gate_rows(gates, gates_s, b, left, h, D)
-            copy(low.index(D), p, stride, count, RANK)
-    async_copy.commit_group()
+    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
     copy(values.index(0), row(v, v_s, b, left, h), v_s[1], count, V)
     copy(values.index(1), row(do, do_s, b, left, h), do_s[1], count, V)
     for D in gl.static_range(2):

@@ -11,13 +11,14 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgro
 
 from ..launch import begin, kernel
 from ..merge import Merge, mixed
-from ..primitives import Gates, ceil_div, gate_rows, locate, row, token_strides
+from ..primitives import Gates, ceil_div, locate, row, token_strides
 from .chunks import (
     HALF,
     TOKENS,
     allocate,
     columns,
     copy,
+    copy_narrow,
     half_total,
     left_factor,
     log_decays,
@@ -171,13 +172,7 @@ def bigla_out_kernel(
     b, c, h = locate(index, NT, H)
     left = c * TOKENS
     count = gl.minimum(L - left, TOKENS)
-    copy(narrow.index(0), row(q, q_s, b, left, h), q_s[1], count, K)
-    copy(narrow.index(1), row(k, k_s, b, left, h), k_s[1], count, K)
-    if RANK > 0:
-        for D in gl.static_range(2):
-            p, stride = gate_rows(gates, gates_s, b, left, h, D)
-            copy(low.index(D), p, stride, count, RANK)
-    async_copy.commit_group()
+    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
     copy(values, row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
     put_ones(ones)

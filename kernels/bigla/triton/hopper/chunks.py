@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..merge import Merge
-from ..primitives import LONG, Gates, gate_rows, tile_decay
+from ..primitives import LONG, Gates, gate_rows, row, tile_decay
 
 TOKENS = gl.constexpr(LONG[32].C)  # of a chunk: 64, for all widths
 HALF = gl.constexpr(gl.bfloat16)
@@ -34,6 +34,20 @@ def copy(to, p, stride, count, W: gl.constexpr):
     r = gl.arange(0, to.shape[0], gl.SliceLayout(1, BY))
     w = gl.arange(0, W, gl.SliceLayout(0, BY))
     async_copy.async_copy_global_to_shared(to, p + (r[:, None] * stride + w[None, :]), (r < count)[:, None])
+
+
+@gluon.jit
+def copy_narrow(
+    q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K: gl.constexpr, RANK: gl.constexpr
+):  # fmt: skip
+    """q, k, and of low-rank gates the decay of both directions; a group under way."""
+    copy(narrow.index(0), row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(narrow.index(1), row(k, k_s, b, left, h), k_s[1], count, K)
+    if RANK > 0:
+        for D in gl.static_range(2):
+            p, stride = gate_rows(gates, gates_s, b, left, h, D)
+            copy(low.index(D), p, stride, count, RANK)
+    async_copy.commit_group()
 
 
 @gluon.jit
