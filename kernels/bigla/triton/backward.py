@@ -305,15 +305,18 @@ def launch_backward(
         return into
     cfg = config(C, K, V, q.dtype)
     prec, limit = precision(q.dtype)
-    q, k, v, do = (rows(x, C) for x in (q, k, v, do))
-    gates = gates.prepared(C)
+    if by_hopper:
+        q, k, v, gates, _ = hopper.prepared(q, k, v, gates)
+        do = hopper.copyable(do)
+    else:
+        q, k, v, do, gates = (*(rows(x, C) for x in (q, k, v, do)), gates.prepared(C))
     g, g_s = gates.pointers(), gates.strides()
     q_s, k_s, v_s, do_s, dk_s, dv_s, dg_s = (token_strides(x) for x in (q, k, v, do, dk, dv, dgf))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     dstate = state
     if not one:
         dstate = torch.empty_like(state[: N * 2 * K * V])
-        states(q, do, g, dstate, total, q_s, do_s, g_s, scale / 2, q.shape, cfg, True, **tile)
+        states(q, do, gates, dstate, total, scale / 2, cfg, True, by_hopper, **tile)
     strides = q_s, k_s, v_s, g_s, do_s, dk_s, dv_s, dg_s
     if by_hopper:
         hopper.launch_bigla_grad(do, q, k, v, gates, state, dstate, total, hard, scale, into)

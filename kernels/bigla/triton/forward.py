@@ -410,9 +410,9 @@ def launch_forward(
     q_s, k_s, v_s, o_s = (token_strides(x) for x in (q, k, v, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     if not one:
-        states(k, v, g, state, total, k_s, v_s, g_s, 1.0, q.shape, cfg, False, **tile)
+        states(k, v, gates, state, total, 1.0, cfg, False, by_hopper, **tile)
     if by_hopper:
-        hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, merge, keep_o, scale, limit, not walks(NT, B, H))
+        hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, merge, keep_o, scale, limit)
         return o, *kept
     end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
     strides = q_s, k_s, v_s, g_s, o_s, end_s
@@ -435,23 +435,28 @@ def launch_forward(
 
 
 def walks(NT: int, B: int, H: int) -> bool:
-    """Whether each program takes all NT chunks of a sequence, in one direction."""
+    """Whether each program takes all NT chunks of a sequence, in one direction; Hopper's kernels never do."""
     return NT <= WALKED and 2 * B * H >= WALKERS
 
 
 def states(
-    x: Tensor, y: Tensor, gates: tuple[Tensor, ...], state: Tensor, total: Tensor, x_s: tuple, y_s: tuple,
-    gates_s: tuple, scale: float, shape: tuple[int, ...], cfg: Config, grad: bool, **tile,
+    x: Tensor, y: Tensor, gates: Gates, state: Tensor, total: Tensor, scale: float, cfg: Config, grad: bool,
+    by_hopper: bool, **tile,
 ) -> None:  # fmt: skip
     """Launch what makes the states that enter each chunk, of x and y, or with `grad` their gradients.
 
-    `shape` is that of q; `tile` are constants of the kernels.
+    `tile` are constants of the kernels.
     """
-    B, L, H, K = shape
+    B, L, H, K = x.shape
     V = y.shape[-1]
     NT = ceil_div(L, cfg.C)
+    if by_hopper:
+        hopper.launch_bigla_state(x, y, gates, state, total, scale, grad)
+        scan(state, total, B, NT, H, K, V, cfg, grad)
+        return
     across = ceil_div(V, cfg.BV)
-    arguments = x, y, gates, state, total, x_s, y_s, gates_s, scale, L, NT, H
+    strides = token_strides(x), token_strides(y), gates.strides()
+    arguments = x, y, gates.pointers(), state, total, *strides, scale, L, NT, H
     tile |= dict(GRAD=grad, num_warps=cfg.state_warps)
     if walks(NT, B, H):
         walk_kernel[2 * B * H, across](*arguments, maxnreg=cfg.walk_registers, **tile)

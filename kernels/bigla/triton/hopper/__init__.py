@@ -2,8 +2,9 @@
 
 from .bigla_grad import launch_bigla_grad
 from .bigla_out import launch_bigla_out
+from .bigla_state import launch_bigla_state
 from .block_end import launch_block_end
-from .chunks import prepared
+from .chunks import copyable, prepared
 from .mlp_grad import launch_mlp_grad
 from .parts import HIDDEN
 from .swiglu import launch_resident_swiglu
@@ -21,8 +22,10 @@ DIVISOR = {'block_end': 8, 'mlp_grad': HIDDEN.value, 'swiglu': 8, 'swiglu_grad':
 FEWEST = {'block_end': 2048, 'mlp_grad': 5120, 'swiglu': 4200, 'swiglu_grad': 4200}
 
 __all__ = [
+    'copyable',
     'launch_bigla_grad',
     'launch_bigla_out',
+    'launch_bigla_state',
     'launch_block_end',
     'launch_mlp_grad',
     'launch_resident_swiglu',

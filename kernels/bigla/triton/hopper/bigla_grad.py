@@ -20,13 +20,11 @@ from .chunks import (
     by_rows,
     copy,
     copy_narrow,
-    copyable,
     gates_of,
     half_total,
     left_factor,
     log_decays,
     meet,
-    prepared,
     put_in_parts,
     put_ones,
     put_weight,
@@ -208,11 +206,9 @@ def launch_bigla_grad(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, dstate: Tensor, total: Tensor,
     hard: Tensor, scale: float, into: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    """The gradients of all chunks of TOKENS that are not `hard`, to `into`; arguments as of `launch_backward`."""
+    """The gradients of all chunks of TOKENS that are not `hard`, to `into`; arguments as of `launch_backward`, `prepared`."""
     B, L, H, K = q.shape
     NT = ceil_div(L, TOKENS.value)
-    do = copyable(do)
-    q, k, v, gates, _ = prepared(q, k, v, gates)
     dq, dk, dv, dgf, dgb = into
     strides = [token_strides(x) for x in (do, dk, dv, dgf)]
     bigla_grad_kernel[B * NT * H,](

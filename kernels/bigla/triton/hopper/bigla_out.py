@@ -149,15 +149,13 @@ def merged(out, tiles, merge, h, eps, V: gl.constexpr, ACT: gl.constexpr):
 def bigla_out_kernel(
     q, k, v, gates, state, total, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, NT, H, N, eps,
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
-    KEEP: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr, SCANNED: gl.constexpr,
+    KEEP: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr,
 ):  # fmt: skip
     """Outputs of one chunk. One whose decay passes the limit is marked by hard[i] = 1.
 
-    SCANNED: the kernel in front makes the states, and has waited for whatever makes the rest. So has this one, then:
-    it reads all else at once, and waits for nothing but the states, with which it begins to write, too.
+    The kernel in front makes the states, and has waited for whatever makes the rest. So has this one, then: it reads
+    all else at once, and waits for nothing but the states, with which it begins to write, too.
     """
-    if not SCANNED:
-        begin(True)
     KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
     narrow = allocate(TOKENS, K, 2)  # q, k; then keys of both directions
@@ -202,8 +200,7 @@ def bigla_out_kernel(
     out = gl.zeros([TOKENS, V], gl.float32, VALUES)
     out = warpgroup_mma(a, values, out, use_acc=False, is_async=True)
 
-    if SCANNED:
-        begin(True)
+    begin(True)
     for D in gl.static_range(2):
         copy(states.index(D), state_at(state, index, D, K, V), V, K, V)
     async_copy.commit_group()
@@ -224,12 +221,12 @@ def bigla_out_kernel(
 
 def launch_bigla_out(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, total: Tensor, hard: Tensor, o: Tensor,
-    merge: Merge | None, keep: bool, scale: float, limit: float, scanned: bool,
+    merge: Merge | None, keep: bool, scale: float, limit: float,
 ) -> None:  # fmt: skip
     """Outputs of all chunks of TOKENS, to o with `keep`, and what becomes of them if there is a `merge`.
 
-    Other arguments as of `launch_forward`, `prepared`, and what its kernels leave; `scanned`: the last of these was a
-    scan, with nothing launched since.
+    Other arguments as of `launch_forward`, `prepared`, and what its kernels leave; the last of these was a scan, with
+    nothing launched since.
     """
     B, L, H, K = q.shape
     NT = ceil_div(L, TOKENS.value)
@@ -241,5 +238,5 @@ def launch_bigla_out(
     bigla_out_kernel[N,](
         q, k, v, gates.pointers(), state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
         K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=gates.options()['RANK'],
-        KEEP=keep, MERGE=merge is not None, ACT=act, SCANNED=scanned, num_warps=4, maxnreg=REGISTERS[K],
+        KEEP=keep, MERGE=merge is not None, ACT=act, num_warps=4, maxnreg=REGISTERS[K],
     )  # fmt: skip

@@ -69,12 +69,12 @@ def allocate(ROWS: gl.constexpr, W: gl.constexpr, N: gl.constexpr):
 
 
 @gluon.jit
-def put_ones(to):
-    """1 where the row is not before the column."""
+def put_ones(to, STRICT: gl.constexpr = False):
+    """1 where the row is not before the column, or STRICT: behind it."""
     BY: gl.constexpr = by_rows(TOKENS)
     i = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))[:, None]
     j = gl.arange(0, TOKENS, gl.SliceLayout(0, BY))[None, :]
-    to.store(gl.where(i >= j, 1.0, 0.0).to(HALF))
+    to.store(gl.where(i > j if STRICT else i >= j, 1.0, 0.0).to(HALF))
 
 
 @gluon.jit
@@ -177,9 +177,9 @@ def selected(x, ones, INSIDE: gl.constexpr):
 
 
 def copyable(x: Tensor) -> Tensor:
-    """`x` (B, L, nh, W), or a copy: 16 bytes of a row are copied at a time, and rows of a chunk lie within int32."""
+    """`x` (B, L, nh, W), or a copy: 16 bytes of a row are copied at a time, and rows of two chunks lie within int32."""
     fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n % 16 == 0 for n in x.stride()[:-1])
-    if fits and x.stride(1) * TOKENS.value < 2**31:
+    if fits and x.stride(1) * 2 * TOKENS.value < 2**31:
         return x
     return x.clone(memory_format=torch.contiguous_format)  # one that is contiguous may start anywhere
 
@@ -188,10 +188,10 @@ def prepared(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, merge: Merge | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Gates, Merge | None]:
     """All `copyable` that is copied."""
-    if gates.weight is None:
-        gates = gates.prepared(TOKENS.value)
-    else:
+    if gates.fwd.dtype == torch.bfloat16:
         gates = gates._replace(fwd=copyable(gates.fwd), bwd=copyable(gates.bwd))
+    else:
+        gates = gates.prepared(2 * TOKENS.value)
     if merge is not None:
         merge = merge._replace(local=copyable(merge.local), gate=copyable(merge.gate))
     return *(copyable(x) for x in (q, k, v)), gates, merge
