@@ -17,6 +17,8 @@ from .chunks import (
     HALF,
     TOKENS,
     allocate,
+    allocate_row,
+    allocate_tiles,
     by_rows,
     copy,
     copy_narrow,
@@ -47,7 +49,7 @@ def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl
     # At the end of the sequence there is none, and no gradient: dS' = 0.
     S = gl.load(state_at(state, after, D, K, V) + at).to(gl.float32)
     dS = gl.load(state_at(dstate, i, D, K, V) + at).to(gl.float32)
-    to.index(D).store(gl.sum(S * dS, 1))
+    to[D].store(gl.sum(S * dS, 1))
 
 
 @gluon.jit
@@ -103,9 +105,9 @@ def direction_grads(
     narrow, values, states, own, ones, w, low, weight = tiles
     index, b, h, left, count, stored = at
     q, k, v, do, S, dS = (
-        narrow.index(0), narrow.index(1), values.index(0), values.index(1), states.index(D), states.index(2 + D)
+        narrow[0], narrow[1], values[0], values[1], states[D], states[2 + D]
     )  # fmt: skip
-    qs, ks, high, rest = own.index(0), own.index(1), own.index(2), own.index(3)
+    qs, ks, high, rest = own[0], own[1], own[2], own[3]
     till, since = ones, ones.permute((1, 0))  # i >= j and i <= j, in the order that the direction has
     if D == 1:
         till, since = since, till
@@ -152,7 +154,7 @@ def direction_grads(
     dg = sums(since, high, rest, zero)
     dg, s, x, y = warpgroup_mma_wait(0, (dg, s, x, y))
     g = gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS)
-    dg = gate_grad(dg + w.index(D).load(gl.SliceLayout(0, KEYS))[None, :], g, LOGITS)
+    dg = gate_grad(dg + w[D].load(gl.SliceLayout(0, KEYS))[None, :], g, LOGITS)
     store(row(dgates, dg_s, b, left, h), dg_s[1], dg, stored, K)
     return x, y, add_value_grads(dv, qs, ks, s, do, dS, since, D, V)
 
@@ -164,14 +166,14 @@ def bigla_grad_kernel(
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
     """The five gradients of one chunk; those of a hard one are not stored. dq has dk's strides, and dgf dgb's."""
-    narrow = allocate(TOKENS, K, 2)  # q, k
-    values = allocate(TOKENS, V, 2)  # v, do
-    states = allocate(K, V, 4)  # S, R, dS', dR'
-    ones = allocate(TOKENS, TOKENS, 1).index(0)
-    w = gl.allocate_shared_memory(gl.float32, [2, K], gl.SwizzledSharedLayout(1, 1, 1, [0]))  # sum_V S' dS', R' dR'
-    low = allocate(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
-    weight = allocate(K, RANK if RANK > 0 else 16, 2)
-    own = allocate(TOKENS, K, 4)  # a direction's q and k times powers of 2, and the parts of what is summed up
+    narrow = allocate_tiles(TOKENS, K, 2)  # q, k
+    values = allocate_tiles(TOKENS, V, 2)  # v, do
+    states = allocate_tiles(K, V, 4)  # S, R, dS', dR'
+    ones = allocate(TOKENS, TOKENS)
+    w = allocate_row(K), allocate_row(K)  # sum_V S' dS', R' dR'
+    low = allocate_tiles(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
+    weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
+    own = allocate_tiles(TOKENS, K, 4)  # a direction's q and k times powers of 2, and the parts of what is summed up
     put_ones(ones)
     begin(False)
     index = gl.program_id(0)
@@ -180,11 +182,11 @@ def bigla_grad_kernel(
     count = gl.minimum(L - left, TOKENS)
     stored = gl.where(gl.load(hard + index) == 0, count, 0)
     copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
-    copy(values.index(0), row(v, v_s, b, left, h), v_s[1], count, V)
-    copy(values.index(1), row(do, do_s, b, left, h), do_s[1], count, V)
+    copy(values[0], row(v, v_s, b, left, h), v_s[1], count, V)
+    copy(values[1], row(do, do_s, b, left, h), do_s[1], count, V)
     for D in gl.static_range(2):
-        copy(states.index(D), state_at(state, index, D, K, V), V, K, V)
-        copy(states.index(2 + D), state_at(dstate, index, D, K, V), V, K, V)
+        copy(states[D], state_at(state, index, D, K, V), V, K, V)
+        copy(states[2 + D], state_at(dstate, index, D, K, V), V, K, V)
     async_copy.commit_group()
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)

@@ -16,6 +16,7 @@ from .chunks import (
     HALF,
     TOKENS,
     allocate,
+    allocate_tiles,
     columns,
     copy,
     copy_narrow,
@@ -47,14 +48,14 @@ def scores_at_once(scale, b, half_f, half_b, narrow, parts, ones, zero, V: gl.co
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    F = sums(ones, parts.index(0), parts.index(1), zero)
-    E = sums(ones, parts.index(2), parts.index(3), zero)
+    F = sums(ones, parts[0], parts[1], zero)
+    E = sums(ones, parts[2], parts[3], zero)
     F, E = warpgroup_mma_wait(0, (F, E))
     F -= half_f
     E = half_b + b - E
-    q, k = narrow.index(0).load(KEYS).to(gl.float32) * scale, narrow.index(1).load(KEYS).to(gl.float32)
-    narrow.index(0).store((k * gl.exp2(-F)).to(HALF))
-    narrow.index(1).store((k * gl.exp2(-E)).to(HALF))
+    q, k = narrow[0].load(KEYS).to(gl.float32) * scale, narrow[1].load(KEYS).to(gl.float32)
+    narrow[0].store((k * gl.exp2(-F)).to(HALF))
+    narrow[1].store((k * gl.exp2(-E)).to(HALF))
     qf, qb = q * gl.exp2(F), q * gl.exp2(E)
     async_copy.wait_group(0)
     meet()
@@ -62,10 +63,10 @@ def scores_at_once(scale, b, half_f, half_b, narrow, parts, ones, zero, V: gl.co
     qf, qb = left_factor(qf * gl.exp2(half_f), VALUES), left_factor(qb * gl.exp2(half_b), VALUES)
     # One after the other, for want of registers. Selected, not multiplied by a mask: the other half may be inf. The
     # diagonal is in both.
-    a = warpgroup_mma(qf_, narrow.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
+    a = warpgroup_mma(qf_, narrow[0].permute((1, 0)), none, use_acc=False, is_async=True)
     a, qf_, qb_, qf, qb = warpgroup_mma_wait(0, (a, qf_, qb_, qf, qb))
     a = selected(left_factor(a, VALUES), ones.load(LEFT), True)
-    c = warpgroup_mma(qb_, narrow.index(1).permute((1, 0)), none, use_acc=False, is_async=True)
+    c = warpgroup_mma(qb_, narrow[1].permute((1, 0)), none, use_acc=False, is_async=True)
     c, qb_ = warpgroup_mma_wait(0, (c, qb_))
     a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT), True)
     return a, qf, qb
@@ -80,16 +81,23 @@ def rows_of(p, stride, m, W: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def two_of(tile, W: gl.constexpr):
+    """Two tiles (TOKENS, W) in the place of one."""
+    both = tile._reinterpret(HALF, [2, TOKENS, W], shared(W))
+    return both.index(0), both.index(1)
+
+
+@gluon.jit
 def mask(condition):
     return gl.where(condition, 1.0, 0.0).to(HALF)
 
 
 @gluon.jit
-def masked_sums(condition, tiles, first, acc):
+def masked_sums(condition, tiles, first: gl.constexpr, acc):
     """acc and sums, over the rows where `condition` is, of what `put_in_parts` put from the first tile on."""
     ones = mask(condition)
-    acc = warpgroup_mma(ones, tiles.index(first), acc)
-    return warpgroup_mma(ones, tiles.index(first + 1), acc)
+    acc = warpgroup_mma(ones, tiles[first], acc)
+    return warpgroup_mma(ones, tiles[first + 1], acc)
 
 
 @gluon.jit
@@ -109,7 +117,7 @@ def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, ones, zero, V: g
     j = gl.arange(0, TOKENS, gl.SliceLayout(0, LEFT))[None, :]
     apart = gl.arange(0, TOKENS, gl.SliceLayout(1, SCORES))[:, None]
     apart = apart ^ gl.arange(0, TOKENS, gl.SliceLayout(0, SCORES))[None, :]
-    qs, ks = narrow.index(0), narrow.index(1)
+    qs, ks = narrow[0], narrow[1]
     a = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     for level in range(-1, 6):
         s = gl.where(level < 0, 0, 1 << gl.maximum(level, 0))  # at first the diagonal, on which no decay lies
@@ -126,8 +134,8 @@ def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, ones, zero, V: g
         meet()
         c = warpgroup_mma(qs, ks.permute((1, 0)), none, use_acc=False)
         a = gl.where((apart >= s) & (apart < gl.maximum(2 * s, 1)), gl.where(s == 0, 2 * c, c), a)
-    F = sums(ones, parts.index(0), parts.index(1), zero)
-    E = sums(ones.permute((1, 0)), parts.index(2), parts.index(3), zero)
+    F = sums(ones, parts[0], parts[1], zero)
+    E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
     F, E = warpgroup_mma_wait(0, (F, E))
     q = rows_of(q, q_s, m, K, KEYS) * scale
     async_copy.wait_group(0)
@@ -141,7 +149,7 @@ def merged(out, tiles, merge, h, eps, V: gl.constexpr, ACT: gl.constexpr):
     VALUES: gl.constexpr = out.type.layout
     TO: gl.constexpr = merge[5].dtype.element_ty
     c, w, u = columns(merge[2] + h * V, V, VALUES), columns(merge[3], V, VALUES), columns(merge[4], V, VALUES)
-    local, gate = tiles.index(0).load(VALUES).to(gl.float32), tiles.index(1).load(VALUES).to(gl.float32)
+    local, gate = tiles[0].load(VALUES).to(gl.float32), tiles[1].load(VALUES).to(gl.float32)
     return mixed(out, local, gate, c, w, u, eps, V, TO, ACT)
 
 
@@ -158,14 +166,16 @@ def bigla_out_kernel(
     """
     KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
     VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
-    narrow = allocate(TOKENS, K, 2)  # q, k; then keys of both directions
-    values = allocate(TOKENS, V, 1).index(0)
-    states = allocate(K, V, 2)  # S, R
-    ones = allocate(TOKENS, TOKENS, 1).index(0)
-    low = allocate(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
-    weight = allocate(K, RANK if RANK > 0 else 16, 2)
-    late = allocate(TOKENS, V, 4 * K // V if 4 * K > 2 * V else 2)  # local tokens and gate, where the parts have been
-    parts = late._reinterpret(HALF, [4, TOKENS, K], shared(K))
+    narrow = allocate_tiles(TOKENS, K, 2)  # q, k; then keys of both directions
+    values = allocate(TOKENS, V)
+    states = allocate_tiles(K, V, 2)  # S, R
+    ones = allocate(TOKENS, TOKENS)
+    low = allocate_tiles(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
+    weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
+    # Local tokens and gate, where the parts of f and b have been.
+    late = allocate_tiles(TOKENS, 2 * K if 2 * K > V else V, 2)
+    parts = two_of(late[0], K) + two_of(late[1], K)
+    late = late[0]._reinterpret(HALF, [TOKENS, V], shared(V)), late[1]._reinterpret(HALF, [TOKENS, V], shared(V))
     index = N - 1 - gl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
     b, c, h = locate(index, NT, H)
     left = c * TOKENS
@@ -184,8 +194,8 @@ def bigla_out_kernel(
     m = r < count
     f = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
     e = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
-    put_in_parts(f, parts.index(0), parts.index(1))
-    put_in_parts(e, parts.index(2), parts.index(3))
+    put_in_parts(f, parts[0], parts[1])
+    put_in_parts(e, parts[2], parts[3])
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     decayed = gl.min(gl.min(gl.minimum(half_f, half_b), 1), 0) < limit / 2
     meet()
@@ -195,22 +205,22 @@ def bigla_out_kernel(
     else:
         a, qf, qb = scores_at_once(scale, e, half_f, half_b, narrow, parts, ones, zero, V)
     if MERGE:
-        copy(late.index(0), row(merge[0], merge_s[0], b, left, h), merge_s[0][1], count, V)
-        copy(late.index(1), row(merge[1], merge_s[1], b, left, h), merge_s[1][1], count, V)
+        copy(late[0], row(merge[0], merge_s[0], b, left, h), merge_s[0][1], count, V)
+        copy(late[1], row(merge[1], merge_s[1], b, left, h), merge_s[1][1], count, V)
     out = gl.zeros([TOKENS, V], gl.float32, VALUES)
     out = warpgroup_mma(a, values, out, use_acc=False, is_async=True)
 
     begin(True)
     for D in gl.static_range(2):
-        copy(states.index(D), state_at(state, index, D, K, V), V, K, V)
+        copy(states[D], state_at(state, index, D, K, V), V, K, V)
     async_copy.commit_group()
     gl.store(hard + index, decayed.to(gl.int32))
     if index == N - 1:
         gl.store(hard + N, 0)
     async_copy.wait_group(0)
     meet()
-    out = warpgroup_mma(qf, states.index(0), out, is_async=True)
-    out = warpgroup_mma(qb, states.index(1), out, is_async=True)
+    out = warpgroup_mma(qf, states[0], out, is_async=True)
+    out = warpgroup_mma(qb, states[1], out, is_async=True)
     out, a, qf, qb = warpgroup_mma_wait(0, (out, a, qf, qb))
     if KEEP:
         store(row(o, o_s, b, left, h), o_s[1], out, count, V)

@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgro
 
 from ..launch import begin, kernel
 from ..primitives import Gates, ceil_div, decay, gate_rows, locate, row, token_strides
-from .chunks import HALF, TOKENS, allocate, by_rows, meet, put_in_parts, put_ones, shared, sums
+from .chunks import HALF, TOKENS, allocate, allocate_tiles, by_rows, meet, put_in_parts, put_ones, shared, sums
 
 SIDE = gl.constexpr(32)  # columns of keys in each direction
 
@@ -32,13 +32,13 @@ def put_weights(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
 
     Of several chunks' decay, as `copy_columns` leaves it, each has columns of its own.
     """
-    W: gl.constexpr = to.shape[2]
+    W: gl.constexpr = to[0].shape[1]
     BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // W, W // 4], [4, 1], [1, 0])
     kk = gl.arange(0, SIDE, gl.SliceLayout(1, BY))[:, None]
     rr = gl.arange(0, W, gl.SliceLayout(0, BY))[None, :]
     for D in gl.static_range(2):
         p = gates[2] + (((D * H + h) * K + kk % K) * RANK + rr % RANK)
-        to.index(D).store(gl.load(p, mask=kk // K == rr // RANK, other=0.0).to(HALF))
+        to[D].store(gl.load(p, mask=kk // K == rr // RANK, other=0.0).to(HALF))
 
 
 @gluon.jit
@@ -51,10 +51,10 @@ def decays(
     w = gl.arange(0, SIDE, gl.SliceLayout(0, KEYS))[None, :]
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))[:, None] + w // K * TOKENS
     if RANK > 0:
-        g = warpgroup_mma(low.index(D), weight.index(D).permute((1, 0)), zero, use_acc=False)
+        g = warpgroup_mma(low[D], weight[D].permute((1, 0)), zero, use_acc=False)
         g = g + gl.load(gates[3] + ((D * H + h) * K + w % K)).to(gl.float32)
     elif gates[0].dtype.element_ty == HALF:
-        g = low.index(D).load(KEYS)
+        g = low[D].load(KEYS)
     else:
         p, stride = gate_rows(gates, gates_s, b, left, h, D)
         g = gl.load(p + (r * stride + w % K), mask=r < count, other=0.0)
@@ -97,12 +97,12 @@ def bigla_state_kernel(
     WIDTH: gl.constexpr = RANK if RANK > 0 else K  # of what there is of a gate
     KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SIDE, 16])
     STATES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N * V, 16])
-    keys = allocate(TOKENS, SIDE, 2)  # x; then x times powers of 2, of both directions
-    values = allocate(TOKENS, N * V, 1).index(0)
-    ones = allocate(TOKENS, TOKENS, 1).index(0)
-    low = allocate(TOKENS, N * WIDTH, 2)
-    weight = allocate(SIDE, N * RANK if RANK > 0 else 16, 2)
-    parts = allocate(TOKENS, SIDE, 4)
+    keys = gl.allocate_shared_memory(HALF, [2, TOKENS, SIDE], shared(SIDE))  # x; then x times powers of 2, of both directions
+    values = allocate(TOKENS, N * V)
+    ones = allocate(TOKENS, TOKENS)
+    low = allocate_tiles(TOKENS, N * WIDTH, 2)
+    weight = allocate_tiles(SIDE, N * RANK if RANK > 0 else 16, 2)
+    parts = allocate_tiles(TOKENS, SIDE, 4)
     put_ones(ones, not GRAD)  # a key decays by steps other than its own
     begin(not GRAD)
     b, c, h = locate(gl.program_id(0), gl.cdiv(NT, N), H)
@@ -114,7 +114,7 @@ def bigla_state_kernel(
     if RANK > 0 or gates[0].dtype.element_ty == HALF:
         for D in gl.static_range(2):
             p, stride = gate_rows(gates, gates_s, b, left, h, D)
-            copy_columns(low.index(D), p, stride, count, WIDTH)
+            copy_columns(low[D], p, stride, count, WIDTH)
     async_copy.commit_group()
     copy_columns(values, row(y, y_s, b, left, h), y_s[1], count, V)
     async_copy.commit_group()
@@ -125,13 +125,13 @@ def bigla_state_kernel(
     zero = gl.zeros([TOKENS, SIDE], gl.float32, KEYS)
     f = decays(gates, gates_s, low, weight, b, left, h, H, count, zero, 0, K, LOGITS, RANK)
     e = decays(gates, gates_s, low, weight, b, left, h, H, count, zero, 1, K, LOGITS, RANK)
-    put_in_parts(f, parts.index(0), parts.index(1))
-    put_in_parts(e, parts.index(2), parts.index(3))
+    put_in_parts(f, parts[0], parts[1])
+    put_in_parts(e, parts[2], parts[3])
     meet()
     # Backward, decays accumulate from the near end, the other way round.
     till, since = (ones, ones.permute((1, 0))) if GRAD else (ones.permute((1, 0)), ones)
-    F = sums(till, parts.index(0), parts.index(1), zero)
-    E = sums(since, parts.index(2), parts.index(3), zero)
+    F = sums(till, parts[0], parts[1], zero)
+    E = sums(since, parts[2], parts[3], zero)
     F, E = warpgroup_mma_wait(0, (F, E))
     if not GRAD:
         store_totals(total, index, F + f, 0, chunks, H, 0, K)

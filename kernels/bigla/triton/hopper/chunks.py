@@ -41,12 +41,12 @@ def copy_narrow(
     q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K: gl.constexpr, RANK: gl.constexpr
 ):  # fmt: skip
     """q, k, and of low-rank gates the decay of both directions; a group under way."""
-    copy(narrow.index(0), row(q, q_s, b, left, h), q_s[1], count, K)
-    copy(narrow.index(1), row(k, k_s, b, left, h), k_s[1], count, K)
+    copy(narrow[0], row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(narrow[1], row(k, k_s, b, left, h), k_s[1], count, K)
     if RANK > 0:
         for D in gl.static_range(2):
             p, stride = gate_rows(gates, gates_s, b, left, h, D)
-            copy(low.index(D), p, stride, count, RANK)
+            copy(low[D], p, stride, count, RANK)
     async_copy.commit_group()
 
 
@@ -63,9 +63,24 @@ def shared(W: int) -> gl.NVMMASharedLayout:
 
 
 @gluon.jit
-def allocate(ROWS: gl.constexpr, W: gl.constexpr, N: gl.constexpr):
-    """N tiles (ROWS, W)."""
-    return gl.allocate_shared_memory(HALF, [N, ROWS, W], shared(W))
+def allocate(ROWS: gl.constexpr, W: gl.constexpr):
+    """A tile (ROWS, W)."""
+    return gl.allocate_shared_memory(HALF, [ROWS, W], shared(W))
+
+
+@gluon.jit
+def allocate_tiles(ROWS: gl.constexpr, W: gl.constexpr, N: gl.constexpr):
+    """N tiles (ROWS, W), each by itself: to parts of one piece the compiler lets no warp write before all have met."""
+    tiles = ()
+    for _ in gl.static_range(N):
+        tiles = tiles + (allocate(ROWS, W),)
+    return tiles
+
+
+@gluon.jit
+def allocate_row(W: gl.constexpr):
+    """W numbers in float32."""
+    return gl.allocate_shared_memory(gl.float32, [W], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit
@@ -123,7 +138,7 @@ def put_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
     rr = gl.arange(0, RANK, gl.SliceLayout(0, BY))
     for D in gl.static_range(2):
         at = ((D * H + h) * K + kk)[:, None] * RANK + rr[None, :]
-        to.index(D).store(gl.load(gates[2] + at).to(HALF))
+        to[D].store(gl.load(gates[2] + at).to(HALF))
 
 
 @gluon.jit
@@ -137,7 +152,7 @@ def gates_of(
         kk = gl.arange(0, K, gl.SliceLayout(0, KEYS))
         g = gl.load(p + (r[:, None] * stride + kk[None, :]), mask=m[:, None], other=0.0)
     else:
-        g = warpgroup_mma(low.index(D), weight.index(D).permute((1, 0)), zero, use_acc=False)
+        g = warpgroup_mma(low[D], weight[D].permute((1, 0)), zero, use_acc=False)
         g = g + columns(gates[3] + (D * H + h) * K, K, KEYS)
     return g
 
