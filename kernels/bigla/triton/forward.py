@@ -43,6 +43,7 @@ from .primitives import (
     decay,
     dot,
     is_hard,
+    is_whole,
     load_gate,
     load_gates,
     load_rows,
@@ -388,6 +389,8 @@ def launch_forward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
+    if is_whole(q, v, gates, keep):
+        return launch_whole(q, k, v, gates, scale, merge), *buffers(q, v, 0, one, False)
     longer, by_hopper = longer_chunk(C, q, v, gates, keep)
     # What is returned has room for chunks of C, so that its size is one of L, whatever L is.
     state, total, hard = buffers(q, v, ceil_div(L, C if keep else longer), one)
@@ -432,6 +435,16 @@ def launch_forward(
     if merge is not None and not fused:
         launch_merge(o, merge)
     return o, *kept
+
+
+def launch_whole(q: Tensor, k: Tensor, v: Tensor, gates: Gates, scale: float, merge: Merge | None) -> Tensor:
+    """Launch the forward of short sequences: o, or nothing where there is a `merge`."""
+    B, L, H, _ = q.shape
+    o = v.new_empty((B, L, H, v.shape[-1]) if merge is None else (0, 0, 0, 0))
+    if B * H > 0:
+        q, k, v, gates, merge = hopper.prepared(q, k, v, gates, merge)
+        hopper.launch_bigla_whole(q, k, v, gates, o, merge, scale, precision(q.dtype)[1])
+    return o
 
 
 def walks(NT: int, B: int, H: int) -> bool:

@@ -107,6 +107,7 @@ LONG = {
 LONG_FROM = {16: 150_000, 32: 0}
 SHORT = 512
 SHORT_ON_HOPPER = {16: 512, 32: 128}  # tokens of a sequence, by K, up to which those serve better than Hopper's
+WHOLE = {16: (32, 256), 32: (32, 256)}  # tokens of sequences of which Hopper has all in one program: more than, at most
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
 WALKED = 7  # chunks of a sequence up to which one program takes them one after the other, and no scan is needed
@@ -123,6 +124,18 @@ def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
     return block(L) if isinstance(L, int) and L < C else C
 
 
+def hopper_takes(q: Tensor, v: Tensor, gates: Gates) -> bool:
+    """Whether these are sizes that kernels of `hopper` are made for, on such a GPU."""
+    fits = q.shape[-1] in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
+    return fits and KNOWN and q.dtype == torch.bfloat16 and capability() == 90 and not INTERPRETED
+
+
+def is_whole(q: Tensor, v: Tensor, gates: Gates, keep: bool) -> bool:
+    """Whether one program of `hopper` takes all of a sequence; it keeps nothing for gradients."""
+    K, L = q.shape[-1], q.shape[1]
+    return not keep and K in WHOLE and WHOLE[K][0] < L <= WHOLE[K][1] and hopper_takes(q, v, gates)
+
+
 def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tuple[int, bool]:
     """C, or more tokens where `LONG` chunks serve better, and whether kernels of `hopper` take them.
 
@@ -132,8 +145,7 @@ def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tupl
     B, L, H, K = q.shape
     if not KNOWN or q.dtype != torch.bfloat16:
         return C, False
-    fits = K in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
-    if fits and capability() == 90 and not INTERPRETED:
+    if hopper_takes(q, v, gates):
         return (LONG[K].C, True) if SHORT_ON_HOPPER[K] < L else (C, False)
     many = L > SHORT and LONG_FROM.get(block(K), math.inf) <= B * L * H
     return LONG[block(K)].C if many and not keep else C, False

@@ -3,6 +3,7 @@
 from .bigla_grad import launch_bigla_grad
 from .bigla_out import launch_bigla_out
 from .bigla_state import launch_bigla_state
+from .bigla_whole import launch_bigla_whole
 from .block_end import launch_block_end
 from .chunks import copyable, prepared
 from .mlp_grad import launch_mlp_grad
@@ -26,6 +27,7 @@ __all__ = [
     'launch_bigla_grad',
     'launch_bigla_out',
     'launch_bigla_state',
+    'launch_bigla_whole',
     'launch_block_end',
     'launch_mlp_grad',
     'launch_resident_swiglu',

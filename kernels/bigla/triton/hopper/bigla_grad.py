@@ -27,6 +27,7 @@ from .chunks import (
     left_factor,
     log_decays,
     meet,
+    product,
     put_in_parts,
     put_ones,
     put_weight,
@@ -74,8 +75,8 @@ def exponents(
 @gluon.jit
 def add_value_grads(dv, qs, ks, s, do, dS, since, D: gl.constexpr, V: gl.constexpr):
     """dv (TOKENS, V) and what direction D adds, A^T do + s dS'; `s` are keys as they meet the state that leaves."""
-    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
+    VALUES: gl.constexpr = product(V)
+    SCORES: gl.constexpr = product(TOKENS)
     a = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     a = warpgroup_mma(ks, qs.permute((1, 0)), a, use_acc=False)
     # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both directions.
@@ -97,9 +98,9 @@ def direction_grads(
 
     dq and dk of the diagonal, on which no decay lies, come with the forward direction.
     """
-    KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
-    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
+    KEYS: gl.constexpr = product(K)
+    VALUES: gl.constexpr = product(V)
+    SCORES: gl.constexpr = product(TOKENS)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
     gates, gates_s, total = inputs
     narrow, values, states, own, ones, w, low, weight = tiles
@@ -208,7 +209,10 @@ def launch_bigla_grad(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, dstate: Tensor, total: Tensor,
     hard: Tensor, scale: float, into: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    """The gradients of all chunks of TOKENS that are not `hard`, to `into`; arguments as of `launch_backward`, `prepared`."""
+    """The gradients of all chunks of TOKENS that are not `hard`, to `into`.
+
+    Arguments as of `launch_backward`, `prepared`.
+    """
     B, L, H, K = q.shape
     NT = ceil_div(L, TOKENS.value)
     dq, dk, dv, dgf, dgb = into

@@ -24,6 +24,7 @@ from .chunks import (
     left_factor,
     log_decays,
     meet,
+    product,
     put_in_parts,
     put_ones,
     put_weight,
@@ -38,16 +39,9 @@ REGISTERS = {16: 96, 32: 128}  # of a thread, by K: five programs run on a multi
 
 
 @gluon.jit
-def scores_at_once(scale, b, half_f, half_b, narrow, parts, ones, zero, V: gl.constexpr):
-    """Scores A, and queries as they meet the states S and R; left factors.  (TOKENS, TOKENS), 2 x (TOKENS, K)
-
-    Keys times powers of 2 take the places of q and k.
-    """
+def put_keys(scale, b, half_f, half_b, narrow, parts, ones, zero):
+    """Queries of both directions (TOKENS, K), and keys in the places of q and k, split at half the total."""
     KEYS: gl.constexpr = b.type.layout
-    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
-    none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     F = sums(ones, parts[0], parts[1], zero)
     E = sums(ones, parts[2], parts[3], zero)
     F, E = warpgroup_mma_wait(0, (F, E))
@@ -56,26 +50,32 @@ def scores_at_once(scale, b, half_f, half_b, narrow, parts, ones, zero, V: gl.co
     q, k = narrow[0].load(KEYS).to(gl.float32) * scale, narrow[1].load(KEYS).to(gl.float32)
     narrow[0].store((k * gl.exp2(-F)).to(HALF))
     narrow[1].store((k * gl.exp2(-E)).to(HALF))
-    qf, qb = q * gl.exp2(F), q * gl.exp2(E)
-    async_copy.wait_group(0)
-    meet()
-    qf_, qb_ = left_factor(qf, SCORES), left_factor(qb, SCORES)
-    qf, qb = left_factor(qf * gl.exp2(half_f), VALUES), left_factor(qb * gl.exp2(half_b), VALUES)
+    return q * gl.exp2(F), q * gl.exp2(E)
+
+
+@gluon.jit
+def diagonal_scores(qf, qb, narrow, ones, V: gl.constexpr):
+    """Scores A of queries and of the keys that `put_keys` put; a left factor.  (TOKENS, TOKENS)"""
+    VALUES: gl.constexpr = product(V)
+    SCORES: gl.constexpr = product(TOKENS)
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
+    none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    qf, qb = left_factor(qf, SCORES), left_factor(qb, SCORES)
     # One after the other, for want of registers. Selected, not multiplied by a mask: the other half may be inf. The
     # diagonal is in both.
-    a = warpgroup_mma(qf_, narrow[0].permute((1, 0)), none, use_acc=False, is_async=True)
-    a, qf_, qb_, qf, qb = warpgroup_mma_wait(0, (a, qf_, qb_, qf, qb))
+    a = warpgroup_mma(qf, narrow[0].permute((1, 0)), none, use_acc=False, is_async=True)
+    a, qf, qb = warpgroup_mma_wait(0, (a, qf, qb))
     a = selected(left_factor(a, VALUES), ones.load(LEFT), True)
-    c = warpgroup_mma(qb_, narrow[1].permute((1, 0)), none, use_acc=False, is_async=True)
-    c, qb_ = warpgroup_mma_wait(0, (c, qb_))
+    c = warpgroup_mma(qb, narrow[1].permute((1, 0)), none, use_acc=False, is_async=True)
+    c, qb = warpgroup_mma_wait(0, (c, qb))
     a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT), True)
-    return a, qf, qb
+    return a
 
 
 @gluon.jit
 def rows_of(p, stride, m, W: gl.constexpr, LAYOUT: gl.constexpr):
-    """Rows at p, 0 outside m.  (TOKENS, W)"""
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, LAYOUT))
+    """Rows at p, 0 outside m.  (.., W)"""
+    r = gl.arange(0, m.shape[0], gl.SliceLayout(1, LAYOUT))
     w = gl.arange(0, W, gl.SliceLayout(0, LAYOUT))
     return gl.load(p + (r[:, None] * stride + w[None, :]), mask=m[:, None], other=0.0).to(gl.float32)
 
@@ -101,16 +101,16 @@ def masked_sums(condition, tiles, first: gl.constexpr, acc):
 
 
 @gluon.jit
-def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, ones, zero, V: gl.constexpr):
-    """`scores_at_once`, however strong the decay: by a tree of halvings in which every exponent is <= 0.
+def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, zero, V: gl.constexpr):
+    """`diagonal_scores`, however strong the decay: by a tree of halvings in which every exponent is <= 0.
 
     At each level the two halves of a block of 2 s tokens meet in its middle. Nothing is ever subtracted. Queries and
     keys are loaded at each level, so that no registers of the usual way are spilled for them.
     """
     K: gl.constexpr = zero.shape[1]
     KEYS: gl.constexpr = zero.type.layout
-    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
+    VALUES: gl.constexpr = product(V)
+    SCORES: gl.constexpr = product(TOKENS)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     i = gl.arange(0, TOKENS, gl.SliceLayout(1, LEFT))[:, None]
@@ -134,13 +134,7 @@ def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, ones, zero, V: g
         meet()
         c = warpgroup_mma(qs, ks.permute((1, 0)), none, use_acc=False)
         a = gl.where((apart >= s) & (apart < gl.maximum(2 * s, 1)), gl.where(s == 0, 2 * c, c), a)
-    F = sums(ones, parts[0], parts[1], zero)
-    E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
-    F, E = warpgroup_mma_wait(0, (F, E))
-    q = rows_of(q, q_s, m, K, KEYS) * scale
-    async_copy.wait_group(0)
-    meet()
-    return left_factor(a, VALUES), left_factor(q * gl.exp2(F), VALUES), left_factor(q * gl.exp2(E), VALUES)
+    return left_factor(a, VALUES)
 
 
 @gluon.jit
@@ -164,8 +158,8 @@ def bigla_out_kernel(
     The kernel in front makes the states, and has waited for whatever makes the rest. So has this one, then: it reads
     all else at once, and waits for nothing but the states, with which it begins to write, too.
     """
-    KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
-    VALUES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
+    KEYS: gl.constexpr = product(K)
+    VALUES: gl.constexpr = product(V)
     narrow = allocate_tiles(TOKENS, K, 2)  # q, k; then keys of both directions
     values = allocate(TOKENS, V)
     states = allocate_tiles(K, V, 2)  # S, R
@@ -201,9 +195,22 @@ def bigla_out_kernel(
     meet()
     if decayed:
         queries, keys = row(q, q_s, b, left, h), row(k, k_s, b, left, h)
-        a, qf, qb = scores_by_halvings(queries, keys, q_s[1], k_s[1], scale, m, narrow, parts, ones, zero, V)
+        a = scores_by_halvings(queries, keys, q_s[1], k_s[1], scale, m, narrow, parts, zero, V)
+        F = sums(ones, parts[0], parts[1], zero)
+        E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
+        F, E = warpgroup_mma_wait(0, (F, E))
+        queries = rows_of(queries, q_s[1], m, K, KEYS) * scale
+        qf, qb = left_factor(queries * gl.exp2(F), VALUES), left_factor(queries * gl.exp2(E), VALUES)
+        async_copy.wait_group(0)
+        meet()
     else:
-        a, qf, qb = scores_at_once(scale, e, half_f, half_b, narrow, parts, ones, zero, V)
+        qf, qb = put_keys(scale, e, half_f, half_b, narrow, parts, ones, zero)
+        async_copy.wait_group(0)
+        meet()
+        # As they meet the states, which stay as they are: these are wider.
+        qf_, qb_ = left_factor(qf * gl.exp2(half_f), VALUES), left_factor(qb * gl.exp2(half_b), VALUES)
+        a = diagonal_scores(qf, qb, narrow, ones, V)
+        qf, qb = qf_, qb_
     if MERGE:
         copy(late[0], row(merge[0], merge_s[0], b, left, h), merge_s[0][1], count, V)
         copy(late[1], row(merge[1], merge_s[1], b, left, h), merge_s[1][1], count, V)

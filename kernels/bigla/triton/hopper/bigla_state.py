@@ -1,8 +1,8 @@
 """What the chunks of BiGLA add to its states on Hopper, in Gluon: both directions by one product of 64 rows.
 
 Formulas and symbols are those of `..forward.chunk_sum`. The rows of the product are columns of keys as both directions
-see them, 32 of each: of two chunks where K is 16, whose values lie beside each other, too. What one of these has with the
-other's values is left there.
+see them, 32 of each: of two chunks where K is 16, whose values lie beside each other, too. What one of these has with
+the other's values is left there.
 """
 
 from torch import Tensor
@@ -12,7 +12,21 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgro
 
 from ..launch import begin, kernel
 from ..primitives import Gates, ceil_div, decay, gate_rows, locate, row, token_strides
-from .chunks import HALF, TOKENS, allocate, allocate_tiles, by_rows, meet, put_in_parts, put_ones, shared, sums
+from .chunks import (
+    HALF,
+    TOKENS,
+    allocate,
+    allocate_in_one,
+    allocate_tiles,
+    by_own_rows,
+    by_rows,
+    meet,
+    product,
+    put_in_parts,
+    put_ones,
+    shared,
+    sums,
+)
 
 SIDE = gl.constexpr(32)  # columns of keys in each direction
 
@@ -78,7 +92,7 @@ def store_totals(total, index, x, end, chunks, H, D: gl.constexpr, K: gl.constex
 def store_states(state, index, x, chunks, H, K: gl.constexpr, V: gl.constexpr):
     """x to the states of `chunks` chunks from `index` on.  x (2 SIDE, SIDE / K V)"""
     W: gl.constexpr = x.shape[1]
-    BY: gl.constexpr = gl.BlockedLayout([W // 16, 8], [256 // W, W // 8], [4, 1], [1, 0])  # a warp's own rows
+    BY: gl.constexpr = by_own_rows(W)
     r = gl.arange(0, 2 * SIDE, gl.SliceLayout(1, BY))[:, None]
     w = gl.arange(0, W, gl.SliceLayout(0, BY))[None, :]
     chunk = r % SIDE // K
@@ -95,9 +109,9 @@ def bigla_state_kernel(
     """`..forward.chunk_sum` of both directions of one chunk, or of neighbouring ones, to `state` and `total`."""
     N: gl.constexpr = SIDE // K  # chunks
     WIDTH: gl.constexpr = RANK if RANK > 0 else K  # of what there is of a gate
-    KEYS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SIDE, 16])
-    STATES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N * V, 16])
-    keys = gl.allocate_shared_memory(HALF, [2, TOKENS, SIDE], shared(SIDE))  # x; then x times powers of 2, of both directions
+    KEYS: gl.constexpr = product(SIDE)
+    STATES: gl.constexpr = product(N * V)
+    keys = allocate_in_one(2, TOKENS, SIDE)  # x; then x times powers of 2, of both directions
     values = allocate(TOKENS, N * V)
     ones = allocate(TOKENS, TOKENS)
     low = allocate_tiles(TOKENS, N * WIDTH, 2)

@@ -22,15 +22,27 @@ HALF = gl.constexpr(gl.bfloat16)
 
 
 @gluon.constexpr_function
-def by_rows(W: int) -> gl.BlockedLayout:
+def by_rows(W: int, WARPS: int = 4) -> gl.BlockedLayout:
     """A program's threads on rows of W numbers, 16 bytes each."""
-    return gl.BlockedLayout([1, 8], [256 // W, W // 8], [4, 1], [1, 0])
+    return gl.BlockedLayout([1, 8], [256 // W, W // 8], [WARPS, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def by_own_rows(W: int, WARPS: int = 4) -> gl.BlockedLayout:
+    """The same, a warp on the 16 rows that it has of a product."""
+    return gl.BlockedLayout([W // 16, 8], [256 // W, W // 8], [WARPS, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def product(N: int, WARPS: int = 4) -> gl.NVMMADistributedLayout:
+    """How a program's threads hold a product of N columns, a warp 16 rows of each 64."""
+    return gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, N, 16])
 
 
 @gluon.jit
 def copy(to, p, stride, count, W: gl.constexpr):
     """`count` rows of W numbers, 0 behind them; under way."""
-    BY: gl.constexpr = by_rows(W)
+    BY: gl.constexpr = by_rows(W, gl.num_warps())
     r = gl.arange(0, to.shape[0], gl.SliceLayout(1, BY))
     w = gl.arange(0, W, gl.SliceLayout(0, BY))
     async_copy.async_copy_global_to_shared(to, p + (r[:, None] * stride + w[None, :]), (r < count)[:, None])
@@ -66,6 +78,12 @@ def shared(W: int) -> gl.NVMMASharedLayout:
 def allocate(ROWS: gl.constexpr, W: gl.constexpr):
     """A tile (ROWS, W)."""
     return gl.allocate_shared_memory(HALF, [ROWS, W], shared(W))
+
+
+@gluon.jit
+def allocate_in_one(N: gl.constexpr, ROWS: gl.constexpr, W: gl.constexpr):
+    """N tiles (ROWS, W) in one piece, of which one can be found by its number."""
+    return gl.allocate_shared_memory(HALF, [N, ROWS, W], shared(W))
 
 
 @gluon.jit
@@ -108,8 +126,8 @@ def columns(p, W: gl.constexpr, LAYOUT: gl.constexpr):
 @gluon.jit
 def store(p, stride, x, count, W: gl.constexpr):
     """`count` rows of x."""
-    BY: gl.constexpr = gl.BlockedLayout([W // 16, 8], [256 // W, W // 8], [4, 1], [1, 0])  # a warp's own rows
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
+    BY: gl.constexpr = by_own_rows(W, gl.num_warps())
+    r = gl.arange(0, x.shape[0], gl.SliceLayout(1, BY))
     w = gl.arange(0, W, gl.SliceLayout(0, BY))
     x = gl.convert_layout(x.to(p.dtype.element_ty), BY)
     gl.store(p + (r[:, None] * stride + w[None, :]), x, mask=(r < count)[:, None])
@@ -133,7 +151,7 @@ def sums(ones, high, low, zero):
 @gluon.jit
 def put_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
     """What makes a head's gate logits of its low-rank decay, to a tile (K, RANK) of each direction."""
-    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [4, 1], [1, 0])
+    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [gl.num_warps(), 1], [1, 0])
     kk = gl.arange(0, K, gl.SliceLayout(1, BY))
     rr = gl.arange(0, RANK, gl.SliceLayout(0, BY))
     for D in gl.static_range(2):
