@@ -64,7 +64,7 @@ class Config(NamedTuple):
     grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
     scan_block: int = 128  # state elements a program of the scan, twice as many where there are MANY
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
-    scan_segment: int = 64  # chunks that a program of the scan takes where there are more than twice as many
+    scan_segment: int = 32  # chunks that a program of the scan takes where there are more than twice as many
 
 
 # By dtype and block(K). Where four warps meet a dot of 64 rows or more, Triton takes Hopper's wgmma, with which 3.6
@@ -107,7 +107,8 @@ LONG = {
 LONG_FROM = {16: 150_000, 32: 0}
 SHORT = 512
 SHORT_ON_HOPPER = {16: 512, 32: 128}  # tokens of a sequence, by K, up to which those serve better than Hopper's
-WHOLE = {16: (32, 256), 32: (32, 256)}  # tokens of sequences of which Hopper has all in one program: more than, at most
+WHOLE = {32: (32, 256)}  # tokens of a sequence that Hopper has in one program, by K: more than, and at most
+WHOLE_FROM = 32  # such programs: fewer take longer than the many that work on parts of the sequences
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
 WALKED = 7  # chunks of a sequence up to which one program takes them one after the other, and no scan is needed
@@ -132,8 +133,9 @@ def hopper_takes(q: Tensor, v: Tensor, gates: Gates) -> bool:
 
 def is_whole(q: Tensor, v: Tensor, gates: Gates, keep: bool) -> bool:
     """Whether one program of `hopper` takes all of a sequence; it keeps nothing for gradients."""
-    K, L = q.shape[-1], q.shape[1]
-    return not keep and K in WHOLE and WHOLE[K][0] < L <= WHOLE[K][1] and hopper_takes(q, v, gates)
+    B, L, H, K = q.shape
+    few, most = WHOLE.get(K, (0, 0))
+    return not keep and few < L <= most and B * H >= WHOLE_FROM and hopper_takes(q, v, gates)
 
 
 def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tuple[int, bool]:

@@ -65,6 +65,7 @@ def exponents(
     if D == 1:
         gl.thread_barrier()  # some warp may still multiply what the first direction put there
     put_in_parts(g, high, rest)
+    async_copy.wait_group(1)
     meet()
     X = sums(ones, high, rest, zero)
     X = warpgroup_mma_wait(0, (X,))
@@ -193,8 +194,9 @@ def bigla_grad_kernel(
         put_weight(gates, h, H, weight, K, RANK)
     carried(state, dstate, index, gl.where(c + 1 < NT, index + H, index), w, 0, K, V)
     carried(state, dstate, index, gl.where(c > 0, index - H, index), w, 1, K, V)
-    async_copy.wait_group(1)
-    meet()
+    if RANK > 0:
+        async_copy.wait_group(1)
+        meet()
     inputs = gates, gates_s, total
     tiles = narrow, values, states, own, ones, w, low, weight
     at = index, b, h, left, count, stored

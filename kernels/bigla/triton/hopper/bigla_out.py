@@ -180,8 +180,8 @@ def bigla_out_kernel(
     put_ones(ones)
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)
-    async_copy.wait_group(1)
-    meet()
+        async_copy.wait_group(1)
+        meet()
 
     zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
@@ -192,6 +192,7 @@ def bigla_out_kernel(
     put_in_parts(e, parts[2], parts[3])
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     decayed = gl.min(gl.min(gl.minimum(half_f, half_b), 1), 0) < limit / 2
+    async_copy.wait_group(1)
     meet()
     if decayed:
         queries, keys = row(q, q_s, b, left, h), row(k, k_s, b, left, h)

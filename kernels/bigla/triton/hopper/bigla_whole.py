@@ -45,6 +45,11 @@ def allocate_rows(G: gl.constexpr, W: gl.constexpr):
 
 
 @gluon.jit
+def add_both(x, y, more_x, more_y):
+    return x + more_x, y + more_y
+
+
+@gluon.jit
 def add_pairs(out, q, keys, values, half, here, others, step, SPLIT: gl.constexpr):
     """out and what the queries q have with `others` chunks, `step` chunks apart, the nearest one first.
 
@@ -56,9 +61,7 @@ def add_pairs(out, q, keys, values, half, here, others, step, SPLIT: gl.constexp
     SCORES: gl.constexpr = product(TOKENS)
     VALUES: gl.constexpr = out.type.layout
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    since = half.index(here).load(COLUMNS)
-    if not SPLIT:
-        since = since * 0
+    since = half.index(here).load(COLUMNS) if SPLIT else gl.zeros([q.shape[1]], gl.float32, COLUMNS)
     for n in range(1, others + 1):
         J = here + n * step
         between = half.index(J).load(COLUMNS)
@@ -119,14 +122,14 @@ def leave(out, late, end, at, eps, V: gl.constexpr, MERGE: gl.constexpr, ACT: gl
 
 @gluon.jit
 def compute(
-    group, inputs, end, tiles, sizes,
+    group, FIRST: gl.constexpr, inputs, end, tiles, sizes,
     K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
     MERGE: gl.constexpr, ACT: gl.constexpr,
 ):  # fmt: skip
     """The outputs of one chunk, which are of no use if one of the sequence is hard."""
     q, k, v, gates, q_s, k_s, v_s, gates_s = inputs
-    keys, values, low, weight, late, ones, half, ready = tiles
-    scale, L, H, eps = sizes
+    keys, values, low, weight, late, ones, half, ready, done = tiles
+    scale, limit, L, H, eps = sizes
     b, h, left = gl.program_id(0) // H, gl.program_id(0) % H, gl.to_tensor(group * TOKENS)
     count = gl.minimum(L - left, TOKENS)
     at = b, left, h, count
@@ -135,13 +138,15 @@ def compute(
     copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
     copy(values.index(group), row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
-    async_copy.wait_group(1)
-    meet()
+    if RANK > 0:
+        async_copy.wait_group(1)
+        meet()
 
     f, e = put_decays(inputs, low, weight, parts, at, H, K, LOGITS, RANK)
-    half_f, half_b = gl.sum(f, 0) / 2, gl.sum(e, 0) / 2
+    half_f, half_b = gl.reduce((f / 2, e / 2), 0, add_both)
     half[0].index(group).store(half_f)
     half[1].index(group).store(half_b)
+    async_copy.wait_group(1)
     meet()
     zero = gl.zeros([TOKENS, K], gl.float32, product(K))
     qf, qb = put_keys(scale, e, half_f[None, :], half_b[None, :], narrow, parts, ones, zero)
@@ -157,6 +162,16 @@ def compute(
     out = add_pairs(out, qf, keys[0], values, half[0], group, group, -1, True)
     out = add_pairs(out, qb, keys[1], values, half[1], group, G - 1 - group, 1, True)
     leave(out, late, end, at, eps, V, MERGE, ACT)
+    gl.thread_barrier()
+    mbarrier.arrive(done)
+    if FIRST:
+        mbarrier.wait(done, 0)
+        least = 0.0
+        for c in gl.static_range(G):
+            for D in gl.static_range(2):
+                least = gl.minimum(least, gl.min(half[D].index(c).load(gl.SliceLayout(0, product(K))), 0))
+        if least < limit / 2:
+            compute_hard(inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)
 
 
 @gluon.jit
@@ -169,8 +184,8 @@ def compute_hard(
     KEYS: gl.constexpr = product(K)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
     q, k, v, gates, q_s, k_s, v_s, gates_s = inputs
-    keys, values, low, weight, late, ones, half, ready = tiles
-    scale, L, H, eps = sizes
+    keys, values, low, weight, late, ones, half, ready, done = tiles
+    scale, limit, L, H, eps = sizes
     b, h = gl.program_id(0) // H, gl.program_id(0) % H
     i = gl.arange(0, TOKENS, gl.SliceLayout(1, LEFT))[:, None]
     j = gl.arange(0, TOKENS, gl.SliceLayout(0, LEFT))[None, :]
@@ -227,20 +242,20 @@ def bigla_whole_kernel(
     late = allocate_in_one(G, TOKENS, 2 * K if 2 * K > V else V), allocate_in_one(G, TOKENS, 2 * K if 2 * K > V else V)
     ones = allocate(TOKENS, TOKENS)
     half = allocate_rows(G, K), allocate_rows(G, K)  # of the log2 total over each chunk
-    ready = allocate_barriers(1, G).index(0)
+    ready, done = allocate_barriers(1, G).index(0), allocate_barriers(1, G).index(0)
     put_ones(ones)
     begin(True)
     if RANK > 0:
         put_weight(gates, gl.program_id(0) % H, H, weight, K, RANK)
     meet()
     inputs, end = (q, k, v, gates, q_s, k_s, v_s, gates_s), (o, merge, o_s, merge_s)
-    tiles = keys, values, low, weight, late, ones, half, ready
-    sizes = scale, L, H, eps
+    tiles = keys, values, low, weight, late, ones, half, ready, done
+    sizes = scale, limit, L, H, eps
     if G == 2:
         gl.warp_specialize(
             [
-                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (0, True, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (1, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
             ],
             (4,),
             (REGISTERS,),
@@ -248,9 +263,9 @@ def bigla_whole_kernel(
     elif G == 3:
         gl.warp_specialize(
             [
-                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (2, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (0, True, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (1, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (2, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
             ],
             (4, 4),
             (REGISTERS, REGISTERS),
@@ -258,20 +273,14 @@ def bigla_whole_kernel(
     else:
         gl.warp_specialize(
             [
-                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (2, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (3, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (0, True, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (1, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (2, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (3, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
             ],
             (4, 4, 4),
             (REGISTERS, REGISTERS, REGISTERS),
         )
-    least = 0.0
-    for group in gl.static_range(G):
-        for D in gl.static_range(2):
-            least = gl.minimum(least, gl.min(half[D].index(group).load(gl.SliceLayout(0, product(K))), 0))
-    if least < limit / 2:
-        compute_hard(inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)
 
 
 def launch_bigla_whole(
