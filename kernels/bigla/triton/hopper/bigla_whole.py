@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrie
 from ..launch import begin, kernel
 from ..merge import Merge
 from ..primitives import Gates, ceil_div, row, token_strides
-from .bigla_out import diagonal_scores, masked_sums, merged, put_keys, rows_of, scores_by_halvings, two_of
+from .bigla_out import diagonal_scores, merged, put_keys, rows_of, scores_by_halvings, two_of
 from .chunks import (
     HALF,
     TOKENS,
@@ -50,27 +50,51 @@ def add_both(x, y, more_x, more_y):
 
 
 @gluon.jit
-def add_pairs(out, q, keys, values, half, here, others, step, SPLIT: gl.constexpr):
-    """out and what the queries q have with `others` chunks, `step` chunks apart, the nearest one first.
+def add_pairs(
+    out, held, q, keys, values, half, group: gl.constexpr, others: gl.constexpr, step: gl.constexpr
+):  # fmt: skip
+    """out and what the queries q have with `others` chunks, `step` chunks apart, the nearest one first; under way.
 
-    Over a chunk a number decays by 2^(2 half). Queries have done so since the chunk's end, and keys until then; with
-    SPLIT from half way and to there.
+    Over a chunk a number decays by 2^(2 half): queries have done so since half way through theirs, keys until then.
+    `held` is the left factor of the product under way.
     """
-    KEYS: gl.constexpr = q.type.layout
-    COLUMNS: gl.constexpr = gl.SliceLayout(0, KEYS)
+    COLUMNS: gl.constexpr = gl.SliceLayout(0, q.type.layout)
     SCORES: gl.constexpr = product(TOKENS)
-    VALUES: gl.constexpr = out.type.layout
+    VALUES: gl.constexpr = product(values.shape[2])
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    since = half.index(here).load(COLUMNS) if SPLIT else gl.zeros([q.shape[1]], gl.float32, COLUMNS)
-    for n in range(1, others + 1):
-        J = here + n * step
+    since = half.index(group).load(COLUMNS)
+    for n in gl.static_range(others):
+        J = group + (n + 1) * step
         between = half.index(J).load(COLUMNS)
-        decayed = gl.exp2(since + between if SPLIT else since)
-        a = left_factor(q * decayed[None, :], SCORES)
-        a = warpgroup_mma(a, keys.index(J).permute((1, 0)), none, use_acc=False)
-        out = warpgroup_mma(left_factor(a, VALUES), values.index(J), out)
+        left = left_factor(q * gl.exp2(since + between)[None, :], SCORES)
+        a = warpgroup_mma(left, keys.index(J).permute((1, 0)), none, use_acc=False, is_async=True)
+        a, left, out, held = warpgroup_mma_wait(0, (a, left, out, held))
+        held = left_factor(a, VALUES)
+        out = warpgroup_mma(held, values.index(J), out, is_async=True)
         since += 2 * between
+    return out, held
+
+
+@gluon.jit
+def add_hard_pairs(out, q, keys, values, half, group, others, step):
+    """The same, but queries have decayed since their chunk's end, and keys until theirs."""
+    COLUMNS: gl.constexpr = gl.SliceLayout(0, q.type.layout)
+    SCORES: gl.constexpr = product(TOKENS)
+    none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    since = gl.zeros([q.shape[1]], gl.float32, COLUMNS)
+    for n in range(others):
+        J = group + (n + 1) * step
+        left = left_factor(q * gl.exp2(since)[None, :], SCORES)
+        a = warpgroup_mma(left, keys.index(J).permute((1, 0)), none, use_acc=False)
+        out = add_values(out, a, values.index(J))
+        since += 2 * half.index(J).load(COLUMNS)
     return out
+
+
+@gluon.jit
+def add_values(out, scores, values):
+    VALUES: gl.constexpr = out.type.layout
+    return warpgroup_mma(left_factor(scores, VALUES), values, out)
 
 
 @gluon.jit
@@ -122,7 +146,7 @@ def leave(out, late, end, at, eps, V: gl.constexpr, MERGE: gl.constexpr, ACT: gl
 
 @gluon.jit
 def compute(
-    group, FIRST: gl.constexpr, inputs, end, tiles, sizes,
+    group: gl.constexpr, inputs, end, tiles, sizes,
     K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
     MERGE: gl.constexpr, ACT: gl.constexpr,
 ):  # fmt: skip
@@ -157,14 +181,15 @@ def compute(
         late = copy_merged(late, end[1], end[3], at, V)
     a = diagonal_scores(qf, qb, narrow, ones, V)
     out = gl.zeros([TOKENS, V], gl.float32, product(V))
-    out = warpgroup_mma(a, values.index(group), out, use_acc=False)
     mbarrier.wait(ready, 0)
-    out = add_pairs(out, qf, keys[0], values, half[0], group, group, -1, True)
-    out = add_pairs(out, qb, keys[1], values, half[1], group, G - 1 - group, 1, True)
+    out = warpgroup_mma(a, values.index(group), out, use_acc=False, is_async=True)
+    out, a = add_pairs(out, a, qf, keys[0], values, half[0], group, group, -1)
+    out, a = add_pairs(out, a, qb, keys[1], values, half[1], group, G - 1 - group, 1)
+    out, a = warpgroup_mma_wait(0, (out, a))
     leave(out, late, end, at, eps, V, MERGE, ACT)
     gl.thread_barrier()
     mbarrier.arrive(done)
-    if FIRST:
+    if group == 0:
         mbarrier.wait(done, 0)
         least = 0.0
         for c in gl.static_range(G):
@@ -182,25 +207,29 @@ def compute_hard(
 ):  # fmt: skip
     """The outputs of all chunks, one after the other, however strong the decay: no exponent is ever above 0."""
     KEYS: gl.constexpr = product(K)
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
     q, k, v, gates, q_s, k_s, v_s, gates_s = inputs
     keys, values, low, weight, late, ones, half, ready, done = tiles
     scale, limit, L, H, eps = sizes
     b, h = gl.program_id(0) // H, gl.program_id(0) % H
-    i = gl.arange(0, TOKENS, gl.SliceLayout(1, LEFT))[:, None]
-    j = gl.arange(0, TOKENS, gl.SliceLayout(0, LEFT))[None, :]
     zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
     parts, scratch = parts_of(late, 0, K), (late[0].index(1), late[1].index(1))
+    # In shared memory: of a left factor in registers that is the same in each turn of a loop, ptxas 12.8 left out parts
+    # in the first one.
+    behind = scratch[1]
+    put_ones(behind, True)
     for group in range(G):  # keys, as they have decayed until the chunk's ends
         left = group * TOKENS
         at = b, left, h, gl.minimum(L - left, TOKENS)
         gl.thread_barrier()  # some warp may still multiply what the chunk before had
         put_decays(inputs, (low[0].index(group), low[1].index(group)), weight, parts, at, H, K, LOGITS, RANK)
         meet()
+        uf = sums(behind.permute((1, 0)), parts[0], parts[1], zero)
+        ub = sums(behind, parts[2], parts[3], zero)
+        uf, ub = warpgroup_mma_wait(0, (uf, ub))
         rows = rows_of(row(k, k_s, b, left, h), k_s[1], r < at[3], K, KEYS)
-        keys[0].index(group).store((rows * gl.exp2(masked_sums(j > i, parts, 0, zero))).to(HALF))
-        keys[1].index(group).store((rows * gl.exp2(masked_sums(j < i, parts, 2, zero))).to(HALF))
+        keys[0].index(group).store((rows * gl.exp2(uf)).to(HALF))
+        keys[1].index(group).store((rows * gl.exp2(ub)).to(HALF))
     for group in range(G):
         left = group * TOKENS
         at = b, left, h, gl.minimum(L - left, TOKENS)
@@ -217,13 +246,13 @@ def compute_hard(
         E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
         F, E = warpgroup_mma_wait(0, (F, E))
         rows = rows_of(queries, q_s[1], m, K, KEYS) * scale
-        out = add_pairs(out, rows * gl.exp2(F), keys[0], values, half[0], group, group, -1, False)
-        out = add_pairs(out, rows * gl.exp2(E), keys[1], values, half[1], group, G - 1 - group, 1, False)
-        gl.thread_barrier()
-        locals_ = scratch
+        out = add_hard_pairs(out, rows * gl.exp2(F), keys[0], values, half[0], group, group, -1)
+        out = add_hard_pairs(out, rows * gl.exp2(E), keys[1], values, half[1], group, G - 1 - group, 1)
+        gl.thread_barrier()  # as above, the halvings
+        local = scratch
         if MERGE:
-            locals_ = copy_merged(scratch, end[1], end[3], at, V)
-        leave(out, locals_, end, at, eps, V, MERGE, ACT)
+            local = copy_merged(scratch, end[1], end[3], at, V)
+        leave(out, local, end, at, eps, V, MERGE, ACT)
 
 
 @kernel(do_not_specialize=('L',), jit=gluon.jit)
@@ -233,13 +262,14 @@ def bigla_whole_kernel(
     MERGE: gl.constexpr, ACT: gl.constexpr,
 ):  # fmt: skip
     """Outputs of one sequence of G chunks, to o, or what becomes of them."""
+    gl.static_assert(2 * K == TOKENS and V <= TOKENS)  # what takes the place of something else has its size
     keys = allocate_in_one(G, TOKENS, K), allocate_in_one(G, TOKENS, K)  # q, k; then keys of both directions
     values = allocate_in_one(G, TOKENS, V)
     # Of both directions, as the weight; with a RANK alone.
     low = allocate_in_one(G, TOKENS, RANK if RANK > 0 else 16), allocate_in_one(G, TOKENS, RANK if RANK > 0 else 16)
     weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
     # Local tokens and gate, where the parts of f and b have been.
-    late = allocate_in_one(G, TOKENS, 2 * K if 2 * K > V else V), allocate_in_one(G, TOKENS, 2 * K if 2 * K > V else V)
+    late = allocate_in_one(G, TOKENS, 2 * K), allocate_in_one(G, TOKENS, 2 * K)
     ones = allocate(TOKENS, TOKENS)
     half = allocate_rows(G, K), allocate_rows(G, K)  # of the log2 total over each chunk
     ready, done = allocate_barriers(1, G).index(0), allocate_barriers(1, G).index(0)
@@ -254,8 +284,8 @@ def bigla_whole_kernel(
     if G == 2:
         gl.warp_specialize(
             [
-                (compute, (0, True, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
             ],
             (4,),
             (REGISTERS,),
@@ -263,9 +293,9 @@ def bigla_whole_kernel(
     elif G == 3:
         gl.warp_specialize(
             [
-                (compute, (0, True, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (2, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (2, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
             ],
             (4, 4),
             (REGISTERS, REGISTERS),
@@ -273,10 +303,10 @@ def bigla_whole_kernel(
     else:
         gl.warp_specialize(
             [
-                (compute, (0, True, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (2, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (3, False, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (2, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
+                (compute, (3, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
             ],
             (4, 4, 4),
             (REGISTERS, REGISTERS, REGISTERS),
