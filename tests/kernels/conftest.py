@@ -58,13 +58,31 @@ def long_chunks(monkeypatch) -> None:
 
 
 @pytest.fixture
-def hopper_chunks(monkeypatch) -> None:
-    """Chunks of 64 tokens, by Hopper's kernels, of all sequences of more than 32."""
+def hopper() -> None:
+    """A GPU that Hopper's kernels are for, and the version of Triton that they are written in."""
     from bigla.triton import primitives
 
     if not (primitives.KNOWN and torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)):
         pytest.skip('needs an H100 or H200, and Triton 3.6')
+
+
+@pytest.fixture
+def hopper_chunks(hopper, monkeypatch) -> None:
+    """Chunks of 64 tokens, by Hopper's kernels, of all sequences of more than 32."""
+    from bigla.triton import primitives
+
     monkeypatch.setattr(primitives, 'SHORT_ON_HOPPER', dict.fromkeys(primitives.LONG, 32))
+    monkeypatch.setattr(primitives, 'WHOLE', {})
+
+
+@pytest.fixture
+def whole_sequences(hopper, monkeypatch) -> None:
+    """Short sequences without gradients, however few, are done by one program each, and nothing else can do them."""
+    from bigla.triton import forward, primitives
+
+    monkeypatch.setattr(primitives, 'WHOLE_FROM', 0)
+    monkeypatch.setattr(forward, 'states', None)
+    monkeypatch.setattr(forward, 'out_kernel', None)
 
 
 @pytest.fixture(params=['walk', 'scan'])

@@ -15,7 +15,8 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
 4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.
    Where there are few chunks, 3 does it.
 
-A sequence of one chunk has no states: 1 and 2 are left out. Hopper has one kernel for 3 and 4 of long chunks.
+A sequence of one chunk has no states: 1 and 2 are left out. Hopper has kernels of its own for 1 and for 3 and 4 of long
+chunks, and one for all of a short sequence without gradients.
 """
 
 import torch
@@ -472,7 +473,7 @@ def states(
     arguments = x, y, gates.pointers(), state, total, *strides, scale, L, NT, H
     tile |= dict(GRAD=grad, num_warps=cfg.state_warps)
     if walks(NT, B, H):
-        walk_kernel[2 * B * H, across](*arguments, maxnreg=cfg.walk_registers, **tile)
+        walk_kernel[2 * B * H, across](*arguments, **tile)
     else:
         state_kernel[2 * B * H * NT, across](*arguments, **tile)
         scan(state, total, B, NT, H, K, V, cfg, grad)

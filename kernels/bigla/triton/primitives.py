@@ -60,7 +60,6 @@ class Config(NamedTuple):
     merge_registers: int | None = None
     exact_warps: int | None = None  # of the exact kernels, if other than of the gradients
     exact_grad_warps: int | None = None  # of that of the gradients, if other than of the outputs
-    walk_registers: int | None = None  # of what makes the states of a short sequence
     grad_walk: int = 1  # chunks that a program of the gradients takes one after the other, the next one read ahead
     scan_block: int = 128  # state elements a program of the scan, twice as many where there are MANY
     scan_ahead: int = 16  # chunks that the scan reads before it needs them
@@ -99,9 +98,7 @@ TABLE = {
 # spill, and never sees them; Hopper has kernels of its own. For versions of Triton whose wgmma can be switched off.
 LONG = {
     16: Config(64, 64, 1, 2, 2, out_registers=128, merge_registers=128, exact_warps=4),
-    32: Config(
-        64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8, exact_grad_warps=4, walk_registers=168
-    ),
+    32: Config(64, 64, 2, 4, 4, out_registers=128, merge_registers=128, exact_warps=8, exact_grad_warps=4),
 }
 # For the kernels that all GPUs have: tokens of all sequences and heads, and of a sequence that is not long.
 LONG_FROM = {16: 150_000, 32: 0}

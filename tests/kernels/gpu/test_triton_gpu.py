@@ -89,6 +89,45 @@ def test_long_chunks(K, V, gates, regime, long_chunks, make):
     assert ours(*inputs).equal(got)
 
 
+@torch.no_grad()
+def error_of(inputs, **kwargs):
+    """That of ours without gradients, and what it may be, beside float64."""
+    want = bigla(*(x.double() for x in inputs), impl='reference', **kwargs)
+    got, again, peer = ours(*inputs, **kwargs), ours(*inputs, **kwargs), bigla(*inputs, impl='chunked', **kwargs)
+    assert again.equal(got)
+    mine, theirs = (((x - want).norm() / want.norm()).item() for x in (got, peer))
+    return mine, 2 * theirs + 2.0**-8
+
+
+@pytest.mark.parametrize('V', [64, 32])
+@pytest.mark.parametrize('L', [33, 64, 65, 100, 129, 192, 196, 256])
+def test_whole_sequences(L, V, gates, whole_sequences, make):
+    """Of two, three and four chunks, none hard, some, all; the last one shorter, or empty."""
+    mine, most = error_of(make(2, L, 3, 32, V, gates=gates))
+    assert mine <= most + (ROUNDINGS.get(gates, 1) - 1) * 2.0**-8
+
+
+def test_whole_sequences_of_float32_gates_and_logits(whole_sequences, make):
+    inputs = make(2, 196, 3, 32, 64)
+    mine, most = error_of(inputs[:3] + [x.float() for x in inputs[3:]])
+    assert mine <= most
+    mine, most = error_of(inputs[:3] + [6 * torch.randn_like(x) for x in inputs[3:]], gate_logits=True)
+    assert mine <= most
+
+
+@torch.no_grad()
+def test_a_thousand_whole_sequences(whole_sequences, make):
+    """The same bits every time, in memory that held NaN; a hard sequence among them."""
+    inputs = make(40, 196, 3, 32, 64)
+    inputs[3] = torch.cat([inputs[3][1:], torch.full_like(inputs[3][:1], -50)])
+    first = ours(*inputs)
+    assert first.isfinite().all()
+    for _ in range(1000):
+        memory = torch.full_like(first, torch.nan)
+        del memory
+        assert ours(*inputs).equal(first)
+
+
 def test_many_tokens_without_gradients(make, monkeypatch):
     """Long chunks against short ones."""
     inputs = make(2, 24_000, 3, 32, 64)
