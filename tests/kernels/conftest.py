@@ -80,7 +80,7 @@ def whole_sequences(hopper, monkeypatch) -> None:
     """Short sequences without gradients, however few, are done by one program each, and nothing else can do them."""
     from bigla.triton import forward, primitives
 
-    monkeypatch.setattr(primitives, 'WHOLE_FROM', 0)
+    monkeypatch.setattr(primitives, 'WHOLE_FROM', 1)
     monkeypatch.setattr(forward, 'states', None)
     monkeypatch.setattr(forward, 'out_kernel', None)
 

@@ -39,7 +39,8 @@ from bigla.triton.stem import launch_conv_norm, launch_conv_weight_grad  # noqa:
 from bigla.triton.sums import Sums  # noqa: E402
 
 BF16 = torch.bfloat16
-BY_WGMMA = {'bigla_state_kernel', 'bigla_out_kernel', 'bigla_grad_kernel', 'bigla_whole_kernel'}
+OF_CHUNKS = {'bigla_state_kernel', 'bigla_out_kernel', 'bigla_grad_kernel'}
+BY_WGMMA = OF_CHUNKS | {'bigla_whole_kernel'}
 needs_gluon = pytest.mark.skipif(not KNOWN, reason='needs Triton 3.6')
 # Bytes of shared memory that a block may have.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -95,13 +96,7 @@ def compiled(monkeypatch) -> Callable[..., list]:
         NT = -(-L // C)
         joins = set() if NT == 1 else {'walk_kernel'} if walks(NT, B, nh) else {'state_kernel', 'scan_kernel'}
         joins = {'scan_kernel'} if by_hopper else joins
-        fast = (
-            BY_WGMMA - {'bigla_whole_kernel'}
-            if by_hopper
-            else {'out_kernel', 'grad_kernel'}
-            if dtype != torch.float32
-            else set()
-        )
+        fast = OF_CHUNKS if by_hopper else {'out_kernel', 'grad_kernel'} if dtype != torch.float32 else set()
         apart = set() if fast and (by_hopper or B * NT * nh <= FEW) else {'exact_out_kernel'}
         assert {name for name, _ in launched} == joins | fast | apart | {'exact_grad_kernel'}
         # By Triton, Hopper's wgmma gave wrong sums and illegal addresses: see primitives.TABLE.
@@ -199,7 +194,10 @@ def test_hopper_code_of_short_sequences(L, K, budget, compiled, tmp_path):
     [(196, 923), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((33, 1679), (128, 433), (192, 558), (256, 707)))],
 )
 def test_hopper_code_of_whole_sequences(L, instructions, V, compiled, tmp_path):
-    """All of a sequence in one program; most of what is spilled is where one is hard."""
+    """All of a sequence in one program; most of what is spilled is where one is hard.
+
+    Instructions of each warpgroup count as if all ran them.
+    """
     compiled.target(90)
     q, k, g_fwd, g_bwd, v = (torch.empty(99, L, 3, n, dtype=BF16, device='meta') for n in (32, 32, 32, 32, V))
     launch_forward(q, k, v, Gates(g_fwd, g_bwd, False), 1.0, 32, False, False)
@@ -239,6 +237,7 @@ def test_hopper_code_of_whole_sequences(L, instructions, V, compiled, tmp_path):
     ids=['ViG', 'ViG-H', 'narrow values', 'wide values'],
 )
 def test_hopper_code_of_long_chunks(K, V, budgets, compiled, tmp_path):
+    """The stack of the outputs' kernel is for hard chunks, whose functions whole sequences share."""
     kernels = compiled(90, 16_384, K, V, BF16, B=9)
     hold(kernels, budgets, LONG[K].C, tmp_path)
     by_wgmma = [kernel for name, kernel in kernels if name in BY_WGMMA]
@@ -361,7 +360,7 @@ def test_long_chunks(K, arch, compiled, monkeypatch):
     for name, kernel in compiled.launched:
         assert kernel.metadata.shared <= SHARED[arch] * 1024, name
         assert name in BY_WGMMA or not re.search('wgmma|tcgen05', kernel.asm['ptx']), name
-    assert ({name for name, _ in compiled.launched} >= BY_WGMMA - {'bigla_whole_kernel'}) == (arch == 90)
+    assert ({name for name, _ in compiled.launched} >= OF_CHUNKS) == (arch == 90)
 
 
 @pytest.mark.slow

@@ -379,7 +379,7 @@ def launch_forward(
         v: (B, L, nh, V).
         gates: Of the width of q.
         scale: Factor on the scores.
-        C: Tokens a chunk, from `chunk_size`; `longer_chunk` may take more.
+        C: Tokens a chunk, from `chunk_size`; `longer_chunk` may take more, and sequences that are `is_whole` have none.
         one: A chunk holds all tokens; leave out what serves to join chunks.
         keep: There is to be a backward.
         merge: What becomes of o.
@@ -390,8 +390,8 @@ def launch_forward(
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
-    if is_whole(q, v, gates, keep):
-        return launch_whole(q, k, v, gates, scale, merge), *buffers(q, v, 0, one, False)
+    if merge is None and is_whole(q, v, gates, keep):
+        return launch_whole(q, k, v, gates, scale), *buffers(q, v, 0, one, False)
     longer, by_hopper = longer_chunk(C, q, v, gates, keep)
     # What is returned has room for chunks of C, so that its size is one of L, whatever L is.
     state, total, hard = buffers(q, v, ceil_div(L, C if keep else longer), one)
@@ -438,13 +438,15 @@ def launch_forward(
     return o, *kept
 
 
-def launch_whole(q: Tensor, k: Tensor, v: Tensor, gates: Gates, scale: float, merge: Merge | None) -> Tensor:
-    """Launch the forward of short sequences: o, or nothing where there is a `merge`."""
-    B, L, H, _ = q.shape
-    o = v.new_empty((B, L, H, v.shape[-1]) if merge is None else (0, 0, 0, 0))
-    if B * H > 0:
-        q, k, v, gates, merge = hopper.prepared(q, k, v, gates, merge)
-        hopper.launch_bigla_whole(q, k, v, gates, o, merge, scale, precision(q.dtype)[1])
+def launch_whole(q: Tensor, k: Tensor, v: Tensor, gates: Gates, scale: float) -> Tensor:
+    """Launch the forward of sequences that one program takes (`is_whole`); arguments as of `launch_forward`.
+
+    Returns:
+        o (B, L, nh, V) of v's dtype; nothing is kept.
+    """
+    o = v.new_empty(v.shape)
+    q, k, v, gates, _ = hopper.prepared(q, k, v, gates)
+    hopper.launch_bigla_whole(q, k, v, gates, o, scale, precision(q.dtype)[1])
     return o
 
 
@@ -459,24 +461,23 @@ def states(
 ) -> None:  # fmt: skip
     """Launch what makes the states that enter each chunk, of x and y, or with `grad` their gradients.
 
-    `tile` are constants of the kernels.
+    `tile` are constants of the kernels; `by_hopper`: those of `hopper` make the sums, for tensors that are `prepared`.
     """
     B, L, H, K = x.shape
     V = y.shape[-1]
     NT = ceil_div(L, cfg.C)
-    if by_hopper:
-        hopper.launch_bigla_state(x, y, gates, state, total, scale, grad)
-        scan(state, total, B, NT, H, K, V, cfg, grad)
-        return
     across = ceil_div(V, cfg.BV)
     strides = token_strides(x), token_strides(y), gates.strides()
     arguments = x, y, gates.pointers(), state, total, *strides, scale, L, NT, H
     tile |= dict(GRAD=grad, num_warps=cfg.state_warps)
-    if walks(NT, B, H):
+    if by_hopper:
+        hopper.launch_bigla_state(x, y, gates, state, total, scale, grad)
+    elif walks(NT, B, H):
         walk_kernel[2 * B * H, across](*arguments, **tile)
+        return
     else:
         state_kernel[2 * B * H * NT, across](*arguments, **tile)
-        scan(state, total, B, NT, H, K, V, cfg, grad)
+    scan(state, total, B, NT, H, K, V, cfg, grad)
 
 
 def scan(state: Tensor, total: Tensor, B: int, NT: int, H: int, K: int, V: int, cfg: Config, grad: bool) -> None:

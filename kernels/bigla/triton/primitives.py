@@ -104,7 +104,7 @@ LONG = {
 LONG_FROM = {16: 150_000, 32: 0}
 SHORT = 512
 SHORT_ON_HOPPER = {16: 512, 32: 128}  # tokens of a sequence, by K, up to which those serve better than Hopper's
-WHOLE = {32: (32, 256)}  # tokens of a sequence that Hopper has in one program, by K: more than, and at most
+WHOLE = {32: (32, 256)}  # the same, without gradients, of which Hopper has all in one program: more than, and at most
 WHOLE_FROM = 32  # such programs: fewer take longer than the many that work on parts of the sequences
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
@@ -129,10 +129,14 @@ def hopper_takes(q: Tensor, v: Tensor, gates: Gates) -> bool:
 
 
 def is_whole(q: Tensor, v: Tensor, gates: Gates, keep: bool) -> bool:
-    """Whether one program of `hopper` takes all of a sequence; it keeps nothing for gradients."""
+    """Whether one program of `hopper` takes all of a sequence; it keeps nothing for gradients.
+
+    For launchers, before they ask for a `longer_chunk`.
+    """
     B, L, H, K = q.shape
     few, most = WHOLE.get(K, (0, 0))
-    return not keep and few < L <= most and B * H >= WHOLE_FROM and hopper_takes(q, v, gates)
+    fits = few < L <= most and B * H >= WHOLE_FROM and gates.weight is None
+    return not keep and fits and hopper_takes(q, v, gates)
 
 
 def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tuple[int, bool]:

@@ -74,8 +74,8 @@ def diagonal_scores(qf, qb, narrow, ones, V: gl.constexpr):
 
 @gluon.jit
 def rows_of(p, stride, m, W: gl.constexpr, LAYOUT: gl.constexpr):
-    """Rows at p, 0 outside m.  (.., W)"""
-    r = gl.arange(0, m.shape[0], gl.SliceLayout(1, LAYOUT))
+    """Rows at p, 0 outside m.  (TOKENS, W)"""
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, LAYOUT))
     w = gl.arange(0, W, gl.SliceLayout(0, LAYOUT))
     return gl.load(p + (r[:, None] * stride + w[None, :]), mask=m[:, None], other=0.0).to(gl.float32)
 

@@ -10,15 +10,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from ..launch import begin, kernel
-from ..merge import Merge
 from ..primitives import Gates, ceil_div, row, token_strides
-from .bigla_out import diagonal_scores, merged, put_keys, rows_of, scores_by_halvings, two_of
+from .bigla_out import diagonal_scores, put_keys, rows_of, scores_by_halvings, two_of
 from .chunks import (
     HALF,
     TOKENS,
     allocate,
     allocate_in_one,
-    allocate_tiles,
+    allocate_rows,
     copy,
     copy_narrow,
     left_factor,
@@ -27,21 +26,13 @@ from .chunks import (
     product,
     put_in_parts,
     put_ones,
-    put_weight,
-    shared,
     store,
     sums,
 )
 from .parts import allocate_barriers
 
-MOST = 4  # chunks of a sequence, each with a warpgroup of its own
+MOST = gl.constexpr(4)  # chunks of a sequence, each with a warpgroup of its own
 REGISTERS = gl.constexpr(128)  # of a thread: 16 warps run on a multiprocessor
-
-
-@gluon.jit
-def allocate_rows(G: gl.constexpr, W: gl.constexpr):
-    """W numbers in float32 of each of G chunks."""
-    return gl.allocate_shared_memory(gl.float32, [G, W], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit
@@ -98,75 +89,44 @@ def add_values(out, scores, values):
 
 
 @gluon.jit
-def parts_of(late, group, K: gl.constexpr):
-    """A chunk's parts of f and b, of which two lie where later local tokens or a gate come."""
-    return two_of(late[0].index(group), K) + two_of(late[1].index(group), K)
+def parts_of(pieces, group, K: gl.constexpr):
+    """Where a chunk has its parts of f and b."""
+    return two_of(pieces[0].index(group), K) + two_of(pieces[1].index(group), K)
 
 
 @gluon.jit
-def put_decays(inputs, low, weight, parts, at, H, K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr):
+def put_decays(inputs, parts, at, H, K: gl.constexpr, LOGITS: gl.constexpr):
     """Log2 decays (TOKENS, K) of both directions, and their parts."""
     KEYS: gl.constexpr = product(K)
-    gates, gates_s = inputs[3], inputs[7]
+    gates, gates_s = inputs[3], inputs[8]
     b, left, h, count = at
     zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
     m = r < count
-    f = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
-    e = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
+    f = log_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, 0, K, LOGITS, 0, KEYS)
+    e = log_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, 1, K, LOGITS, 0, KEYS)
     put_in_parts(f, parts[0], parts[1])
     put_in_parts(e, parts[2], parts[3])
     return f, e
 
 
 @gluon.jit
-def copy_merged(late, merge, merge_s, at, V: gl.constexpr):
-    """Local tokens and gate; a group under way."""
-    b, left, h, count = at
-    tiles = late[0]._reinterpret(HALF, [TOKENS, V], shared(V)), late[1]._reinterpret(HALF, [TOKENS, V], shared(V))
-    copy(tiles[0], row(merge[0], merge_s[0], b, left, h), merge_s[0][1], count, V)
-    copy(tiles[1], row(merge[1], merge_s[1], b, left, h), merge_s[1][1], count, V)
-    async_copy.commit_group()
-    return tiles
-
-
-@gluon.jit
-def leave(out, late, end, at, eps, V: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr):
-    """Outputs to o, or what becomes of them: local tokens and gate are under way to `late`."""
-    o, merge, o_s, merge_s = end
-    b, left, h, count = at
-    if MERGE:
-        async_copy.wait_group(0)
-        gl.thread_barrier()
-        out = merged(out, late, merge, h, eps, V, ACT)
-        store(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], out, count, V)
-    else:
-        store(row(o, o_s, b, left, h), o_s[1], out, count, V)
-
-
-@gluon.jit
 def compute(
-    group: gl.constexpr, inputs, end, tiles, sizes,
-    K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
-    MERGE: gl.constexpr, ACT: gl.constexpr,
+    group: gl.constexpr, inputs, tiles, sizes,
+    K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr,
 ):  # fmt: skip
     """The outputs of one chunk, which are of no use if one of the sequence is hard."""
-    q, k, v, gates, q_s, k_s, v_s, gates_s = inputs
-    keys, values, low, weight, late, ones, half, ready, done = tiles
-    scale, limit, L, H, eps = sizes
+    q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s = inputs
+    keys, values, pieces, ones, half, ready, done = tiles
+    scale, limit, L, H = sizes
     b, h, left = gl.program_id(0) // H, gl.program_id(0) % H, gl.to_tensor(group * TOKENS)
     count = gl.minimum(L - left, TOKENS)
     at = b, left, h, count
-    narrow, low = (keys[0].index(group), keys[1].index(group)), (low[0].index(group), low[1].index(group))
-    parts, late = parts_of(late, group, K), (late[0].index(group), late[1].index(group))
-    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
+    narrow, parts = (keys[0].index(group), keys[1].index(group)), parts_of(pieces, group, K)
+    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, None, b, left, h, count, K, 0)
     copy(values.index(group), row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
-    if RANK > 0:
-        async_copy.wait_group(1)
-        meet()
-
-    f, e = put_decays(inputs, low, weight, parts, at, H, K, LOGITS, RANK)
+    f, e = put_decays(inputs, parts, at, H, K, LOGITS)
     half_f, half_b = gl.reduce((f / 2, e / 2), 0, add_both)
     half[0].index(group).store(half_f)
     half[1].index(group).store(half_b)
@@ -177,8 +137,6 @@ def compute(
     async_copy.wait_group(0)
     meet()
     mbarrier.arrive(ready)
-    if MERGE:
-        late = copy_merged(late, end[1], end[3], at, V)
     a = diagonal_scores(qf, qb, narrow, ones, V)
     out = gl.zeros([TOKENS, V], gl.float32, product(V))
     mbarrier.wait(ready, 0)
@@ -186,7 +144,7 @@ def compute(
     out, a = add_pairs(out, a, qf, keys[0], values, half[0], group, group, -1)
     out, a = add_pairs(out, a, qb, keys[1], values, half[1], group, G - 1 - group, 1)
     out, a = warpgroup_mma_wait(0, (out, a))
-    leave(out, late, end, at, eps, V, MERGE, ACT)
+    store(row(o, o_s, b, left, h), o_s[1], out, count, V)
     gl.thread_barrier()
     mbarrier.arrive(done)
     if group == 0:
@@ -196,33 +154,31 @@ def compute(
             for D in gl.static_range(2):
                 least = gl.minimum(least, gl.min(half[D].index(c).load(gl.SliceLayout(0, product(K))), 0))
         if least < limit / 2:
-            compute_hard(inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)
+            compute_hard(inputs, tiles, sizes, K, V, G, LOGITS)
 
 
 @gluon.jit
 def compute_hard(
-    inputs, end, tiles, sizes,
-    K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
-    MERGE: gl.constexpr, ACT: gl.constexpr,
+    inputs, tiles, sizes,
+    K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr,
 ):  # fmt: skip
     """The outputs of all chunks, one after the other, however strong the decay: no exponent is ever above 0."""
     KEYS: gl.constexpr = product(K)
-    q, k, v, gates, q_s, k_s, v_s, gates_s = inputs
-    keys, values, low, weight, late, ones, half, ready, done = tiles
-    scale, limit, L, H, eps = sizes
+    q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s = inputs
+    keys, values, pieces, ones, half, ready, done = tiles
+    scale, limit, L, H = sizes
     b, h = gl.program_id(0) // H, gl.program_id(0) % H
     zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
-    parts, scratch = parts_of(late, 0, K), (late[0].index(1), late[1].index(1))
+    parts, narrow, behind = parts_of(pieces, 0, K), two_of(pieces[0].index(1), K), pieces[1].index(1)
     # In shared memory: of a left factor in registers that is the same in each turn of a loop, ptxas 12.8 left out parts
     # in the first one.
-    behind = scratch[1]
     put_ones(behind, True)
     for group in range(G):  # keys, as they have decayed until the chunk's ends
         left = group * TOKENS
         at = b, left, h, gl.minimum(L - left, TOKENS)
         gl.thread_barrier()  # some warp may still multiply what the chunk before had
-        put_decays(inputs, (low[0].index(group), low[1].index(group)), weight, parts, at, H, K, LOGITS, RANK)
+        put_decays(inputs, parts, at, H, K, LOGITS)
         meet()
         uf = sums(behind.permute((1, 0)), parts[0], parts[1], zero)
         ub = sums(behind, parts[2], parts[3], zero)
@@ -235,10 +191,9 @@ def compute_hard(
         at = b, left, h, gl.minimum(L - left, TOKENS)
         m = r < at[3]
         gl.thread_barrier()
-        put_decays(inputs, (low[0].index(group), low[1].index(group)), weight, parts, at, H, K, LOGITS, RANK)
+        put_decays(inputs, parts, at, H, K, LOGITS)
         meet()
         queries, rows = row(q, q_s, b, left, h), row(k, k_s, b, left, h)
-        narrow = two_of(scratch[0], K)
         a = scores_by_halvings(queries, rows, q_s[1], k_s[1], scale, m, narrow, parts, zero, V)
         out = gl.zeros([TOKENS, V], gl.float32, product(V))
         out = warpgroup_mma(a, values.index(group), out, use_acc=False)
@@ -248,85 +203,51 @@ def compute_hard(
         rows = rows_of(queries, q_s[1], m, K, KEYS) * scale
         out = add_hard_pairs(out, rows * gl.exp2(F), keys[0], values, half[0], group, group, -1)
         out = add_hard_pairs(out, rows * gl.exp2(E), keys[1], values, half[1], group, G - 1 - group, 1)
-        gl.thread_barrier()  # as above, the halvings
-        local = scratch
-        if MERGE:
-            local = copy_merged(scratch, end[1], end[3], at, V)
-        leave(out, local, end, at, eps, V, MERGE, ACT)
+        store(row(o, o_s, b, left, h), o_s[1], out, at[3], V)
 
 
 @kernel(do_not_specialize=('L',), jit=gluon.jit)
 def bigla_whole_kernel(
-    q, k, v, gates, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, H, eps,
-    K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
-    MERGE: gl.constexpr, ACT: gl.constexpr,
+    q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s, scale, limit, L, H,
+    K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr,
 ):  # fmt: skip
-    """Outputs of one sequence of G chunks, to o, or what becomes of them."""
-    gl.static_assert(2 * K == TOKENS and V <= TOKENS)  # what takes the place of something else has its size
+    """Outputs of one sequence of G chunks."""
+    gl.static_assert(G <= MOST and 2 * K == TOKENS and V <= TOKENS)  # what takes another's place has its size
     keys = allocate_in_one(G, TOKENS, K), allocate_in_one(G, TOKENS, K)  # q, k; then keys of both directions
     values = allocate_in_one(G, TOKENS, V)
-    # Of both directions, as the weight; with a RANK alone.
-    low = allocate_in_one(G, TOKENS, RANK if RANK > 0 else 16), allocate_in_one(G, TOKENS, RANK if RANK > 0 else 16)
-    weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
-    # Local tokens and gate, where the parts of f and b have been.
-    late = allocate_in_one(G, TOKENS, 2 * K), allocate_in_one(G, TOKENS, 2 * K)
+    pieces = allocate_in_one(G, TOKENS, 2 * K), allocate_in_one(G, TOKENS, 2 * K)  # parts of f, of b
     ones = allocate(TOKENS, TOKENS)
     half = allocate_rows(G, K), allocate_rows(G, K)  # of the log2 total over each chunk
     ready, done = allocate_barriers(1, G).index(0), allocate_barriers(1, G).index(0)
     put_ones(ones)
     begin(True)
-    if RANK > 0:
-        put_weight(gates, gl.program_id(0) % H, H, weight, K, RANK)
     meet()
-    inputs, end = (q, k, v, gates, q_s, k_s, v_s, gates_s), (o, merge, o_s, merge_s)
-    tiles = keys, values, low, weight, late, ones, half, ready, done
-    sizes = scale, limit, L, H, eps
-    if G == 2:
-        gl.warp_specialize(
-            [
-                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-            ],
-            (4,),
-            (REGISTERS,),
-        )
-    elif G == 3:
-        gl.warp_specialize(
-            [
-                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (2, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-            ],
-            (4, 4),
-            (REGISTERS, REGISTERS),
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (compute, (0, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (1, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (2, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-                (compute, (3, inputs, end, tiles, sizes, K, V, G, LOGITS, RANK, MERGE, ACT)),
-            ],
-            (4, 4, 4),
-            (REGISTERS, REGISTERS, REGISTERS),
-        )
+    inputs = q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s
+    tiles = keys, values, pieces, ones, half, ready, done
+    sizes = scale, limit, L, H
+    gl.warp_specialize(
+        [
+            (compute, (0, inputs, tiles, sizes, K, V, G, LOGITS)),
+            (compute, (1, inputs, tiles, sizes, K, V, G, LOGITS)),
+            (compute, (2, inputs, tiles, sizes, K, V, G, LOGITS)),
+            (compute, (3, inputs, tiles, sizes, K, V, G, LOGITS)),
+        ][:G],
+        (4, 4, 4)[: G - 1],
+        (REGISTERS, REGISTERS, REGISTERS)[: G - 1],
+    )
 
 
 def launch_bigla_whole(
-    q: Tensor, k: Tensor, v: Tensor, gates: Gates, o: Tensor, merge: Merge | None, scale: float, limit: float
-) -> None:
-    """Outputs of sequences of at most MOST chunks to o, or what becomes of them if there is a `merge`.
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, o: Tensor, scale: float, limit: float
+) -> None:  # fmt: skip
+    """Outputs of sequences of at most MOST chunks of TOKENS to o.
 
-    Other arguments as of `launch_forward`, `prepared`.
+    Other arguments as of `launch_forward`, `prepared`; gates that are not of low rank.
     """
     B, L, H, K = q.shape
-    end, end_s, eps, act = (o,), (token_strides(o),), 0.0, False
-    if merge is not None:
-        end, end_s, eps, act = merge.arguments()
-    strides = *(token_strides(x) for x in (q, k, v)), gates.strides(), token_strides(o), end_s
+    strides = *(token_strides(x) for x in (q, k, v)), gates.strides(), token_strides(o)
+    G = max(2, ceil_div(L, TOKENS.value))  # roles have warps beside those that begin; the second chunk may be empty
     bigla_whole_kernel[B * H,](
-        q, k, v, gates.pointers(), o, end, *strides, scale / 2, limit, L, H, eps,
-        K=K, V=v.shape[-1], G=max(2, ceil_div(L, TOKENS.value)), LOGITS=gates.logits, RANK=gates.options()['RANK'],
-        MERGE=merge is not None, ACT=act, num_warps=4, maxnreg=REGISTERS.value,
+        q, k, v, gates.pointers(), o, *strides, scale / 2, limit, L, H,
+        K=K, V=v.shape[-1], G=G, LOGITS=gates.logits, num_warps=4, maxnreg=REGISTERS.value,
     )  # fmt: skip

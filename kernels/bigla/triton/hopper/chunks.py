@@ -22,27 +22,27 @@ HALF = gl.constexpr(gl.bfloat16)
 
 
 @gluon.constexpr_function
-def by_rows(W: int, WARPS: int = 4) -> gl.BlockedLayout:
+def by_rows(W: int) -> gl.BlockedLayout:
     """A program's threads on rows of W numbers, 16 bytes each."""
-    return gl.BlockedLayout([1, 8], [256 // W, W // 8], [WARPS, 1], [1, 0])
+    return gl.BlockedLayout([1, 8], [256 // W, W // 8], [4, 1], [1, 0])
 
 
 @gluon.constexpr_function
-def by_own_rows(W: int, WARPS: int = 4) -> gl.BlockedLayout:
+def by_own_rows(W: int) -> gl.BlockedLayout:
     """The same, a warp on the 16 rows that it has of a product."""
-    return gl.BlockedLayout([W // 16, 8], [256 // W, W // 8], [WARPS, 1], [1, 0])
+    return gl.BlockedLayout([W // 16, 8], [256 // W, W // 8], [4, 1], [1, 0])
 
 
 @gluon.constexpr_function
-def product(N: int, WARPS: int = 4) -> gl.NVMMADistributedLayout:
+def product(N: int) -> gl.NVMMADistributedLayout:
     """How a program's threads hold a product of N columns, a warp 16 rows of each 64."""
-    return gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, N, 16])
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
 
 
 @gluon.jit
 def copy(to, p, stride, count, W: gl.constexpr):
     """`count` rows of W numbers, 0 behind them; under way."""
-    BY: gl.constexpr = by_rows(W, gl.num_warps())
+    BY: gl.constexpr = by_rows(W)
     r = gl.arange(0, to.shape[0], gl.SliceLayout(1, BY))
     w = gl.arange(0, W, gl.SliceLayout(0, BY))
     async_copy.async_copy_global_to_shared(to, p + (r[:, None] * stride + w[None, :]), (r < count)[:, None])
@@ -102,6 +102,12 @@ def allocate_row(W: gl.constexpr):
 
 
 @gluon.jit
+def allocate_rows(N: gl.constexpr, W: gl.constexpr):
+    """N times W numbers in float32, of which one row can be found by its number."""
+    return gl.allocate_shared_memory(gl.float32, [N, W], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
 def put_ones(to, STRICT: gl.constexpr = False):
     """1 where the row is not before the column, or STRICT: behind it."""
     BY: gl.constexpr = by_rows(TOKENS)
@@ -126,8 +132,8 @@ def columns(p, W: gl.constexpr, LAYOUT: gl.constexpr):
 @gluon.jit
 def store(p, stride, x, count, W: gl.constexpr):
     """`count` rows of x."""
-    BY: gl.constexpr = by_own_rows(W, gl.num_warps())
-    r = gl.arange(0, x.shape[0], gl.SliceLayout(1, BY))
+    BY: gl.constexpr = by_own_rows(W)
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
     w = gl.arange(0, W, gl.SliceLayout(0, BY))
     x = gl.convert_layout(x.to(p.dtype.element_ty), BY)
     gl.store(p + (r[:, None] * stride + w[None, :]), x, mask=(r < count)[:, None])
@@ -151,7 +157,7 @@ def sums(ones, high, low, zero):
 @gluon.jit
 def put_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
     """What makes a head's gate logits of its low-rank decay, to a tile (K, RANK) of each direction."""
-    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [gl.num_warps(), 1], [1, 0])
+    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [4, 1], [1, 0])
     kk = gl.arange(0, K, gl.SliceLayout(1, BY))
     rr = gl.arange(0, RANK, gl.SliceLayout(0, BY))
     for D in gl.static_range(2):
