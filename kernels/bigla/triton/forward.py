@@ -410,14 +410,14 @@ def launch_forward(
         q, k, v, gates, merge = hopper.prepared(q, k, v, gates, merge)
     else:
         q, k, v, gates = (*(rows(x, C) for x in (q, k, v)), gates.prepared(C))
-    g, g_s = gates.pointers(), gates.strides()
-    q_s, k_s, v_s, o_s = (token_strides(x) for x in (q, k, v, o))
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     if not one:
         states(k, v, gates, state, total, 1.0, cfg, False, by_hopper, **tile)
     if by_hopper:
         hopper.launch_bigla_out(q, k, v, gates, state, total, hard, o, merge, keep_o, scale, limit)
         return o, *kept
+    g, g_s = gates.pointers(), gates.strides()
+    q_s, k_s, v_s, o_s = (token_strides(x) for x in (q, k, v, o))
     end, end_s, eps, act = merge.arguments() if fused else ((o,), (o_s,), 0.0, False)
     strides = q_s, k_s, v_s, g_s, o_s, end_s
     tile |= dict(ONE=one, KEEP=keep_o, MERGE=fused, ACT=act)
@@ -466,16 +466,16 @@ def states(
     B, L, H, K = x.shape
     V = y.shape[-1]
     NT = ceil_div(L, cfg.C)
-    across = ceil_div(V, cfg.BV)
-    strides = token_strides(x), token_strides(y), gates.strides()
-    arguments = x, y, gates.pointers(), state, total, *strides, scale, L, NT, H
-    tile |= dict(GRAD=grad, num_warps=cfg.state_warps)
     if by_hopper:
         hopper.launch_bigla_state(x, y, gates, state, total, scale, grad)
-    elif walks(NT, B, H):
-        walk_kernel[2 * B * H, across](*arguments, **tile)
-        return
     else:
+        across = ceil_div(V, cfg.BV)
+        strides = token_strides(x), token_strides(y), gates.strides()
+        arguments = x, y, gates.pointers(), state, total, *strides, scale, L, NT, H
+        tile |= dict(GRAD=grad, num_warps=cfg.state_warps)
+        if walks(NT, B, H):
+            walk_kernel[2 * B * H, across](*arguments, **tile)
+            return
         state_kernel[2 * B * H * NT, across](*arguments, **tile)
     scan(state, total, B, NT, H, K, V, cfg, grad)
 

@@ -22,10 +22,9 @@ from .chunks import (
     copy_narrow,
     half_total,
     left_factor,
-    log_decays,
     meet,
     product,
-    put_in_parts,
+    put_decays,
     put_ones,
     put_weight,
     selected,
@@ -138,6 +137,18 @@ def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, zero, V: gl.cons
 
 
 @gluon.jit
+def queries_from_ends(q, q_s, scale, m, parts, ones, zero):
+    """Queries as they have decayed since either end of the chunk, however strong the decay.  2 x (TOKENS, K)"""
+    K: gl.constexpr = zero.shape[1]
+    KEYS: gl.constexpr = zero.type.layout
+    F = sums(ones, parts[0], parts[1], zero)
+    E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
+    F, E = warpgroup_mma_wait(0, (F, E))
+    q = rows_of(q, q_s, m, K, KEYS) * scale
+    return q * gl.exp2(F), q * gl.exp2(E)
+
+
+@gluon.jit
 def merged(out, tiles, merge, h, eps, V: gl.constexpr, ACT: gl.constexpr):
     """What becomes of outputs: `..merge.finish`, its local tokens and gate being in two tiles."""
     VALUES: gl.constexpr = out.type.layout
@@ -186,10 +197,7 @@ def bigla_out_kernel(
     zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
     m = r < count
-    f = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
-    e = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
-    put_in_parts(f, parts[0], parts[1])
-    put_in_parts(e, parts[2], parts[3])
+    f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, parts, K, LOGITS, RANK, KEYS)
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     decayed = gl.min(gl.min(gl.minimum(half_f, half_b), 1), 0) < limit / 2
     async_copy.wait_group(1)
@@ -197,11 +205,8 @@ def bigla_out_kernel(
     if decayed:
         queries, keys = row(q, q_s, b, left, h), row(k, k_s, b, left, h)
         a = scores_by_halvings(queries, keys, q_s[1], k_s[1], scale, m, narrow, parts, zero, V)
-        F = sums(ones, parts[0], parts[1], zero)
-        E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
-        F, E = warpgroup_mma_wait(0, (F, E))
-        queries = rows_of(queries, q_s[1], m, K, KEYS) * scale
-        qf, qb = left_factor(queries * gl.exp2(F), VALUES), left_factor(queries * gl.exp2(E), VALUES)
+        qf, qb = queries_from_ends(queries, q_s[1], scale, m, parts, ones, zero)
+        qf, qb = left_factor(qf, VALUES), left_factor(qb, VALUES)
         async_copy.wait_group(0)
         meet()
     else:

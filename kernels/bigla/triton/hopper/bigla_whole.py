@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrie
 
 from ..launch import begin, kernel
 from ..primitives import Gates, ceil_div, row, token_strides
-from .bigla_out import diagonal_scores, put_keys, rows_of, scores_by_halvings, two_of
+from .bigla_out import diagonal_scores, put_keys, queries_from_ends, rows_of, scores_by_halvings, two_of
 from .chunks import (
     HALF,
     TOKENS,
@@ -21,10 +21,9 @@ from .chunks import (
     copy,
     copy_narrow,
     left_factor,
-    log_decays,
     meet,
     product,
-    put_in_parts,
+    put_decays,
     put_ones,
     store,
     sums,
@@ -71,21 +70,16 @@ def add_hard_pairs(out, q, keys, values, half, group, others, step):
     """The same, but queries have decayed since their chunk's end, and keys until theirs."""
     COLUMNS: gl.constexpr = gl.SliceLayout(0, q.type.layout)
     SCORES: gl.constexpr = product(TOKENS)
+    VALUES: gl.constexpr = product(values.shape[2])
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     since = gl.zeros([q.shape[1]], gl.float32, COLUMNS)
     for n in range(others):
         J = group + (n + 1) * step
         left = left_factor(q * gl.exp2(since)[None, :], SCORES)
         a = warpgroup_mma(left, keys.index(J).permute((1, 0)), none, use_acc=False)
-        out = add_values(out, a, values.index(J))
+        out = warpgroup_mma(left_factor(a, VALUES), values.index(J), out)
         since += 2 * half.index(J).load(COLUMNS)
     return out
-
-
-@gluon.jit
-def add_values(out, scores, values):
-    VALUES: gl.constexpr = out.type.layout
-    return warpgroup_mma(left_factor(scores, VALUES), values, out)
 
 
 @gluon.jit
@@ -95,44 +89,30 @@ def parts_of(pieces, group, K: gl.constexpr):
 
 
 @gluon.jit
-def put_decays(inputs, parts, at, H, K: gl.constexpr, LOGITS: gl.constexpr):
-    """Log2 decays (TOKENS, K) of both directions, and their parts."""
-    KEYS: gl.constexpr = product(K)
-    gates, gates_s = inputs[3], inputs[8]
-    b, left, h, count = at
-    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
-    m = r < count
-    f = log_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, 0, K, LOGITS, 0, KEYS)
-    e = log_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, 1, K, LOGITS, 0, KEYS)
-    put_in_parts(f, parts[0], parts[1])
-    put_in_parts(e, parts[2], parts[3])
-    return f, e
-
-
-@gluon.jit
 def compute(
     group: gl.constexpr, inputs, tiles, sizes,
     K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr,
 ):  # fmt: skip
     """The outputs of one chunk, which are of no use if one of the sequence is hard."""
+    KEYS: gl.constexpr = product(K)
     q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s = inputs
     keys, values, pieces, ones, half, ready, done = tiles
     scale, limit, L, H = sizes
     b, h, left = gl.program_id(0) // H, gl.program_id(0) % H, gl.to_tensor(group * TOKENS)
     count = gl.minimum(L - left, TOKENS)
-    at = b, left, h, count
     narrow, parts = (keys[0].index(group), keys[1].index(group)), parts_of(pieces, group, K)
     copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, None, b, left, h, count, K, 0)
     copy(values.index(group), row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
-    f, e = put_decays(inputs, parts, at, H, K, LOGITS)
+
+    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
+    f, e = put_decays(gates, gates_s, None, None, b, left, h, H, r, r < count, zero, parts, K, LOGITS, 0, KEYS)
     half_f, half_b = gl.reduce((f / 2, e / 2), 0, add_both)
     half[0].index(group).store(half_f)
     half[1].index(group).store(half_b)
     async_copy.wait_group(1)
     meet()
-    zero = gl.zeros([TOKENS, K], gl.float32, product(K))
     qf, qb = put_keys(scale, e, half_f[None, :], half_b[None, :], narrow, parts, ones, zero)
     async_copy.wait_group(0)
     meet()
@@ -152,7 +132,7 @@ def compute(
         least = 0.0
         for c in gl.static_range(G):
             for D in gl.static_range(2):
-                least = gl.minimum(least, gl.min(half[D].index(c).load(gl.SliceLayout(0, product(K))), 0))
+                least = gl.minimum(least, gl.min(half[D].index(c).load(gl.SliceLayout(0, KEYS)), 0))
         if least < limit / 2:
             compute_hard(inputs, tiles, sizes, K, V, G, LOGITS)
 
@@ -176,34 +156,32 @@ def compute_hard(
     put_ones(behind, True)
     for group in range(G):  # keys, as they have decayed until the chunk's ends
         left = group * TOKENS
-        at = b, left, h, gl.minimum(L - left, TOKENS)
+        count = gl.minimum(L - left, TOKENS)
+        m = r < count
         gl.thread_barrier()  # some warp may still multiply what the chunk before had
-        put_decays(inputs, parts, at, H, K, LOGITS)
+        put_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, parts, K, LOGITS, 0, KEYS)
         meet()
         uf = sums(behind.permute((1, 0)), parts[0], parts[1], zero)
         ub = sums(behind, parts[2], parts[3], zero)
         uf, ub = warpgroup_mma_wait(0, (uf, ub))
-        rows = rows_of(row(k, k_s, b, left, h), k_s[1], r < at[3], K, KEYS)
+        rows = rows_of(row(k, k_s, b, left, h), k_s[1], m, K, KEYS)
         keys[0].index(group).store((rows * gl.exp2(uf)).to(HALF))
         keys[1].index(group).store((rows * gl.exp2(ub)).to(HALF))
     for group in range(G):
         left = group * TOKENS
-        at = b, left, h, gl.minimum(L - left, TOKENS)
-        m = r < at[3]
+        count = gl.minimum(L - left, TOKENS)
+        m = r < count
         gl.thread_barrier()
-        put_decays(inputs, parts, at, H, K, LOGITS)
+        put_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, parts, K, LOGITS, 0, KEYS)
         meet()
         queries, rows = row(q, q_s, b, left, h), row(k, k_s, b, left, h)
         a = scores_by_halvings(queries, rows, q_s[1], k_s[1], scale, m, narrow, parts, zero, V)
         out = gl.zeros([TOKENS, V], gl.float32, product(V))
         out = warpgroup_mma(a, values.index(group), out, use_acc=False)
-        F = sums(ones, parts[0], parts[1], zero)
-        E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
-        F, E = warpgroup_mma_wait(0, (F, E))
-        rows = rows_of(queries, q_s[1], m, K, KEYS) * scale
-        out = add_hard_pairs(out, rows * gl.exp2(F), keys[0], values, half[0], group, group, -1)
-        out = add_hard_pairs(out, rows * gl.exp2(E), keys[1], values, half[1], group, G - 1 - group, 1)
-        store(row(o, o_s, b, left, h), o_s[1], out, at[3], V)
+        qf, qb = queries_from_ends(queries, q_s[1], scale, m, parts, ones, zero)
+        out = add_hard_pairs(out, qf, keys[0], values, half[0], group, group, -1)
+        out = add_hard_pairs(out, qb, keys[1], values, half[1], group, G - 1 - group, 1)
+        store(row(o, o_s, b, left, h), o_s[1], out, count, V)
 
 
 @kernel(do_not_specialize=('L',), jit=gluon.jit)

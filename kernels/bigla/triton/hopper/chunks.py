@@ -191,6 +191,19 @@ def log_decays(
 
 
 @gluon.jit
+def put_decays(
+    gates, gates_s, low, weight, b, left, h, H, r, m, zero, parts,
+    K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
+):  # fmt: skip
+    """`log_decays` of both directions, and their parts, to four tiles."""
+    f = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
+    e = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
+    put_in_parts(f, parts[0], parts[1])
+    put_in_parts(e, parts[2], parts[3])
+    return f, e
+
+
+@gluon.jit
 def half_total(total, index, D: gl.constexpr, K: gl.constexpr, LAYOUT: gl.constexpr):
     """Half the log2 decay over a chunk in direction D.  (1, K)"""
     return columns(total + (index.to(gl.int64) * 2 + D) * K, K, LAYOUT) / 2
