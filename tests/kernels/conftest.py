@@ -71,7 +71,7 @@ def hopper_chunks(hopper, monkeypatch) -> None:
     """Chunks of 64 tokens, by Hopper's kernels, of all sequences of more than 32."""
     from bigla.triton import primitives
 
-    monkeypatch.setattr(primitives, 'SHORT_ON_HOPPER', dict.fromkeys(primitives.LONG, 32))
+    monkeypatch.setattr(primitives, 'SHORT_ON_HOPPER', dict.fromkeys(primitives.LONG, (32, 32)))
     monkeypatch.setattr(primitives, 'WHOLE', {})
 
 

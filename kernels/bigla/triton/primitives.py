@@ -103,8 +103,9 @@ LONG = {
 # For the kernels that all GPUs have: tokens of all sequences and heads, and of a sequence that is not long.
 LONG_FROM = {16: 150_000, 32: 0}
 SHORT = 512
-SHORT_ON_HOPPER = {16: 512, 32: 128}  # tokens of a sequence, by K, up to which those serve better than Hopper's
-WHOLE = {32: (32, 256)}  # the same, without gradients, of which Hopper has all in one program: more than, and at most
+# Tokens of a sequence up to which those serve better than Hopper's, by K: without gradients, and with them.
+SHORT_ON_HOPPER = {16: (512, 64), 32: (128, 128)}
+WHOLE = {32: (32, 256)}  # the same, of which Hopper has all in one program, without gradients: more than, and at most
 WHOLE_FROM = 32  # such programs: fewer take longer than the many that work on parts of the sequences
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
@@ -149,7 +150,7 @@ def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tupl
     if not KNOWN or q.dtype != torch.bfloat16:
         return C, False
     if hopper_takes(q, v, gates):
-        return (LONG[K].C, True) if SHORT_ON_HOPPER[K] < L else (C, False)
+        return (LONG[K].C, True) if SHORT_ON_HOPPER[K][keep] < L else (C, False)
     many = L > SHORT and LONG_FROM.get(block(K), math.inf) <= B * L * H
     return LONG[block(K)].C if many and not keep else C, False
 

@@ -1,7 +1,8 @@
 """The gradients of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
 
-Formulas and symbols are those of `..backward`. A program sends for all that a chunk needs at once, and goes through one
-direction after the other.
+Formulas and symbols are those of `..backward`. A program sends for all that a chunk needs at once, and works on both
+directions together. The diagonal, on which no decay lies, is in both: what it adds to the gradients of the gates, in
+terms of the same rounded numbers, is 0.
 """
 
 from collections.abc import Sequence
@@ -19,25 +20,30 @@ from .chunks import (
     allocate,
     allocate_row,
     allocate_tiles,
+    as_tile,
     by_rows,
     copy,
-    copy_narrow,
+    copy_gates,
+    diagonal_scores,
     gates_of,
     half_total,
+    joined,
     left_factor,
-    log_decays,
     meet,
     product,
+    put_decays,
     put_in_parts,
     put_ones,
     put_weight,
     selected,
     state_at,
     store,
+    store_tile,
     sums,
+    wait,
 )
 
-REGISTERS = {16: 168, 32: 255}  # of a thread, by K: three programs run on a multiprocessor, or two
+REGISTERS = {16: 128, 32: 255}  # of a thread, by K: four programs run on a multiprocessor, or two
 
 
 @gluon.jit
@@ -54,111 +60,19 @@ def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl
 
 
 @gluon.jit
-def exponents(
-    inputs, at, low, weight, H, high, rest, ones, r, m, zero,
-    D: gl.constexpr, K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
-):  # fmt: skip
-    """Of a query's 2^X in direction D (TOKENS, K), a key's having -X, and half the log2 total (1, K)."""
-    gates, gates_s, total = inputs
-    index, b, h, left, _, _ = at
-    g = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, LOGITS, RANK, KEYS)
-    if D == 1:
-        gl.thread_barrier()  # some warp may still multiply what the first direction put there
-    put_in_parts(g, high, rest)
-    async_copy.wait_group(1)
-    meet()
-    X = sums(ones, high, rest, zero)
-    X = warpgroup_mma_wait(0, (X,))
-    half = half_total(total, index, D, K, KEYS)
-    return X - half if D == 0 else half + g - X, half
+def put_factors(q, k, X, u, tiles, V: gl.constexpr):
+    """q 2^X and k 2^-X to two tiles; the latter as a left factor, and as it meets the states, wider than these."""
+    tiles[0].store((q * gl.exp2(X)).to(HALF))
+    k = k * gl.exp2(-X)
+    tiles[1].store(k.to(HALF))
+    return k, left_factor(k * u, product(V))
 
 
 @gluon.jit
-def add_value_grads(dv, qs, ks, s, do, dS, since, D: gl.constexpr, V: gl.constexpr):
-    """dv (TOKENS, V) and what direction D adds, A^T do + s dS'; `s` are keys as they meet the state that leaves."""
-    VALUES: gl.constexpr = product(V)
-    SCORES: gl.constexpr = product(TOKENS)
-    a = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    a = warpgroup_mma(ks, qs.permute((1, 0)), a, use_acc=False)
-    # Selected, not multiplied by a mask: the other half may be inf. The diagonal is in both directions.
-    a = selected(left_factor(a, VALUES), since.load(gl.DotOperandLayout(0, VALUES, 2)), True)
-    if D == 0:
-        dv = gl.zeros([TOKENS, V], gl.float32, VALUES)
-    dv = warpgroup_mma(a, do, dv, use_acc=D > 0, is_async=True)
-    dv = warpgroup_mma(s, dS, dv, is_async=True)
-    dv, a, s = warpgroup_mma_wait(0, (dv, a, s))
-    return dv
-
-
-@gluon.jit
-def direction_grads(
-    D: gl.constexpr, dv, inputs, dgates, dg_s, tiles, at, scale, H,
-    K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
-):  # fmt: skip
-    """What direction D adds to dq / s and dk, and dv with what it adds to that; stores the gradient of its gates.
-
-    dq and dk of the diagonal, on which no decay lies, come with the forward direction.
-    """
-    KEYS: gl.constexpr = product(K)
-    VALUES: gl.constexpr = product(V)
-    SCORES: gl.constexpr = product(TOKENS)
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
-    gates, gates_s, total = inputs
-    narrow, values, states, own, ones, w, low, weight = tiles
-    index, b, h, left, count, stored = at
-    q, k, v, do, S, dS = (
-        narrow[0], narrow[1], values[0], values[1], states[D], states[2 + D]
-    )  # fmt: skip
-    qs, ks, high, rest = own[0], own[1], own[2], own[3]
-    till, since = ones, ones.permute((1, 0))  # i >= j and i <= j, in the order that the direction has
-    if D == 1:
-        till, since = since, till
-    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
-    scores = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
-    m = r < count
-
-    X, half = exponents(inputs, at, low, weight, H, high, rest, ones, r, m, zero, D, K, LOGITS, RANK, KEYS)
-    qs.store((q.load(KEYS).to(gl.float32) * scale * gl.exp2(X)).to(HALF))
-    ks.store((k.load(KEYS).to(gl.float32) * gl.exp2(-X)).to(HALF))
-    async_copy.wait_group(0)
-    meet()
-
-    d = warpgroup_mma(do, v.permute((1, 0)), scores, use_acc=False, is_async=True)
-    x = warpgroup_mma(do, S.permute((1, 0)), zero, use_acc=False, is_async=True)
-    d, x = warpgroup_mma_wait(0, (d, x))
-    if D == 0:
-        i = gl.arange(0, TOKENS, gl.SliceLayout(1, SCORES))[:, None]
-        j = gl.arange(0, TOKENS, gl.SliceLayout(0, SCORES))[None, :]
-        diagonal = 2 * gl.convert_layout(gl.sum(gl.where(i == j, d, 0.0), 1), gl.SliceLayout(1, KEYS))[:, None]
-    d = selected(left_factor(d, KEYS), since.load(LEFT), False)
-    u = gl.exp2(half)
-    x = warpgroup_mma(d, ks, x * u, is_async=True)
-    x, d = warpgroup_mma_wait(0, (x, d))
-    dt = warpgroup_mma(v, do.permute((1, 0)), scores, use_acc=False, is_async=True)
-    y = warpgroup_mma(v, dS.permute((1, 0)), zero, use_acc=False, is_async=True)
-    dt, y = warpgroup_mma_wait(0, (dt, y))
-    dt = selected(left_factor(dt, KEYS), till.load(LEFT), False)
-    y = warpgroup_mma(dt, qs, y * u, is_async=True)
-    y, dt = warpgroup_mma_wait(0, (y, dt))
-
-    X += scale * 0.0  # a zero that no compiler knows: it would keep 2^X and 2^-X from above until here, and spill
-    # The operands as they were rounded, so that terms that cancel do.
-    put_in_parts(qs.load(KEYS).to(gl.float32) * x - ks.load(KEYS).to(gl.float32) * y, high, rest)
-    # Keys as they meet the states, which stay as they are: these are wider.
-    s = left_factor(k.load(KEYS).to(gl.float32) * gl.exp2(-X) * u, VALUES)
-    x = gl.exp2(X) * x
-    y = gl.exp2(-X) * y
-    if D == 0:
-        x += diagonal * k.load(KEYS).to(gl.float32)
-        y += diagonal * (q.load(KEYS).to(gl.float32) * scale)
-    meet()
-    dg = sums(since, high, rest, zero)
-    dg, s, x, y = warpgroup_mma_wait(0, (dg, s, x, y))
-    g = gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS)
-    dg = gate_grad(dg + w[D].load(gl.SliceLayout(0, KEYS))[None, :], g, LOGITS)
-    store(row(dgates, dg_s, b, left, h), dg_s[1], dg, stored, K)
-    return x, y, add_value_grads(dv, qs, ks, s, do, dS, since, D, V)
+def put_gate_terms(tiles, x, y, to):
+    """What tokens add to the gradients of the gates, of factors as they were rounded, so that terms that cancel do."""
+    KEYS: gl.constexpr = x.type.layout
+    put_in_parts(tiles[0].load(KEYS).to(gl.float32) * x - tiles[1].load(KEYS).to(gl.float32) * y, to)
 
 
 @kernel(do_not_specialize=('L', 'NT'), jit=gluon.jit)
@@ -168,14 +82,25 @@ def bigla_grad_kernel(
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
     """The five gradients of one chunk; those of a hard one are not stored. dq has dk's strides, and dgf dgb's."""
+    KEYS: gl.constexpr = product(K)
+    SCORES: gl.constexpr = product(TOKENS)
     narrow = allocate_tiles(TOKENS, K, 2)  # q, k
+    ahead, back = allocate_tiles(TOKENS, K, 2), allocate_tiles(TOKENS, K, 2)  # q and k times powers of 2; at last dq ..
     values = allocate_tiles(TOKENS, V, 2)  # v, do
+    v_, do_ = values[0], values[1]
+    # Parts of what the gates' gradients sum up, where v and do have been. Those of another width are not put there:
+    # ptxas 12.8 made their descriptors of a register that it never set.
+    terms = values if V == 2 * K else allocate_tiles(TOKENS, 2 * K, 2)
     states = allocate_tiles(K, V, 4)  # S, R, dS', dR'
+    S, R, dS, dR = states[0], states[1], states[2], states[3]
     ones = allocate(TOKENS, TOKENS)
     w = allocate_row(K), allocate_row(K)  # sum_V S' dS', R' dR'
-    low = allocate_tiles(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
+    # The low-rank decay of both directions, and its weight; with a RANK alone.
+    low = None if RANK == 0 else ahead if RANK == K else allocate_tiles(TOKENS, RANK, 2)
     weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
-    own = allocate_tiles(TOKENS, K, 4)  # a direction's q and k times powers of 2, and the parts of what is summed up
+    scores = allocate_tiles(TOKENS, TOKENS, 2)  # D of both directions, where the parts of f and b have been
+    parts = as_tile(scores[0], 2 * K), as_tile(scores[1], 2 * K)
+    out = allocate(TOKENS, V)  # dv
     put_ones(ones)
     begin(False)
     index = gl.program_id(0)
@@ -183,28 +108,96 @@ def bigla_grad_kernel(
     left = c * TOKENS
     count = gl.minimum(L - left, TOKENS)
     stored = gl.where(gl.load(hard + index) == 0, count, 0)
-    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
-    copy(values[0], row(v, v_s, b, left, h), v_s[1], count, V)
-    copy(values[1], row(do, do_s, b, left, h), do_s[1], count, V)
+    if RANK > 0:
+        copy_gates(low, gates, gates_s, b, left, h, count, K, RANK)
+    copy(narrow[0], row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(narrow[1], row(k, k_s, b, left, h), k_s[1], count, K)
+    async_copy.commit_group()
+    copy(v_, row(v, v_s, b, left, h), v_s[1], count, V)
+    copy(do_, row(do, do_s, b, left, h), do_s[1], count, V)
     for D in gl.static_range(2):
         copy(states[D], state_at(state, index, D, K, V), V, K, V)
         copy(states[2 + D], state_at(dstate, index, D, K, V), V, K, V)
     async_copy.commit_group()
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)
+        wait(1)
+        meet()
+    f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
+    half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     carried(state, dstate, index, gl.where(c + 1 < NT, index + H, index), w, 0, K, V)
     carried(state, dstate, index, gl.where(c > 0, index - H, index), w, 1, K, V)
-    if RANK > 0:
-        async_copy.wait_group(1)
-        meet()
-    inputs = gates, gates_s, total
-    tiles = narrow, values, states, own, ones, w, low, weight
-    at = index, b, h, left, count, stored
-    x, y, dv_ = direction_grads(0, 0, inputs, dgf, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
-    x_, y_, dv_ = direction_grads(1, dv_, inputs, dgb, dg_s, tiles, at, scale, H, K, V, LOGITS, RANK)
-    store(row(dq, dk_s, b, left, h), dk_s[1], (x + x_) * scale, stored, K)
-    store(row(dk, dk_s, b, left, h), dk_s[1], y + y_, stored, K)
-    store(row(dv, dv_s, b, left, h), dv_s[1], dv_, stored, V)
+    wait(1)
+    meet()
+    X, Y = warpgroup_mma_wait(0, (sums(ones, parts[0]), sums(ones, parts[1])))
+    # Of a query's 2^X and 2^Y, a key's having -X and -Y.
+    X, Y = joined(X) - half_f, half_b + e - joined(Y)
+    uf, ub = gl.exp2(half_f), gl.exp2(half_b)
+    q_, k_ = narrow[0].load(KEYS).to(gl.float32) * scale, narrow[1].load(KEYS).to(gl.float32)
+    kf, sf = put_factors(q_, k_, X, uf, ahead, V)
+    kb, sb = put_factors(q_, k_, Y, ub, back, V)
+    wait(0)
+    meet()
+
+    if RANK == K:
+        low = narrow
+        copy_gates(low, gates, gates_s, b, left, h, count, K, RANK)
+        async_copy.commit_group()
+    a = diagonal_scores(kb, kf, (back[0], ahead[0]), ones, V)  # A^T
+    dv_ = gl.zeros([TOKENS, V], gl.float32, product(V))
+    dv_ = warpgroup_mma(a, do_, dv_, use_acc=False, is_async=True)
+    dv_ = warpgroup_mma(sf, dS, dv_, is_async=True)
+    dv_ = warpgroup_mma(sb, dR, dv_, is_async=True)
+    dv_, a, sf, sb = warpgroup_mma_wait(0, (dv_, a, sf, sb))
+    out.store(dv_.to(HALF))
+
+    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
+    d = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    d = warpgroup_mma(do_, v_.permute((1, 0)), d, use_acc=False, is_async=True)
+    xf = warpgroup_mma(do_, S.permute((1, 0)), zero, use_acc=False, is_async=True)
+    xb = warpgroup_mma(do_, R.permute((1, 0)), zero, use_acc=False, is_async=True)
+    yf = warpgroup_mma(v_, dS.permute((1, 0)), zero, use_acc=False, is_async=True)
+    yb = warpgroup_mma(v_, dR.permute((1, 0)), zero, use_acc=False, is_async=True)
+    d, xf, xb, yf, yb = warpgroup_mma_wait(0, (d, xf, xb, yf, yb))
+    d = d.to(HALF)
+    scores[0].store(selected(d, ones.load(SCORES), True))
+    scores[1].store(selected(d, ones.permute((1, 0)).load(SCORES), True))
+    meet()
+    xf = warpgroup_mma(scores[0], ahead[1], xf * uf, is_async=True)
+    xb = warpgroup_mma(scores[1], back[1], xb * ub, is_async=True)
+    yf = warpgroup_mma(scores[0].permute((1, 0)), ahead[0], yf * uf, is_async=True)
+    yb = warpgroup_mma(scores[1].permute((1, 0)), back[0], yb * ub, is_async=True)
+    store_tile(row(dv, dv_s, b, left, h), dv_s[1], out, stored)
+    xf, xb, yf, yb = warpgroup_mma_wait(0, (xf, xb, yf, yb))
+
+    put_gate_terms(ahead, xf, yf, terms[0])
+    put_gate_terms(back, xb, yb, terms[1])
+    never = scale * 0.0  # a zero that no compiler knows: it would keep powers of 2 from above until here, and spill
+    X += never
+    Y += never
+    x = (gl.exp2(X) * xf + gl.exp2(Y) * xb) * scale
+    y = gl.exp2(-X) * yf + gl.exp2(-Y) * yb
+    wait(0)
+    meet()
+    gf, gb = sums(ones.permute((1, 0)), terms[0]), sums(ones, terms[1])
+    ahead[0].store(x.to(HALF))
+    ahead[1].store(y.to(HALF))
+    gf, gb = warpgroup_mma_wait(0, (gf, gb))
+    gf = joined(gf) + w[0].load(gl.SliceLayout(0, KEYS))[None, :]
+    gb = joined(gb) + w[1].load(gl.SliceLayout(0, KEYS))[None, :]
+    if LOGITS:
+        gf = gate_grad(gf, gates_of(gates, gates_s, low, weight, b, left, h, H, count, 0, K, K, RANK), True)
+        gb = gate_grad(gb, gates_of(gates, gates_s, low, weight, b, left, h, H, count, 1, K, K, RANK), True)
+    if dgf.dtype.element_ty == HALF:
+        back[0].store(gf.to(HALF))
+        back[1].store(gb.to(HALF))
+        store_tile(row(dgf, dg_s, b, left, h), dg_s[1], back[0], stored)
+        store_tile(row(dgb, dg_s, b, left, h), dg_s[1], back[1], stored)
+    else:
+        store(row(dgf, dg_s, b, left, h), dg_s[1], gf, stored, K)
+        store(row(dgb, dg_s, b, left, h), dg_s[1], gb, stored, K)
+    store_tile(row(dq, dk_s, b, left, h), dk_s[1], ahead[0], stored)
+    store_tile(row(dk, dk_s, b, left, h), dk_s[1], ahead[1], stored)
 
 
 def launch_bigla_grad(

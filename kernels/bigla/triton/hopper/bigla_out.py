@@ -17,73 +17,38 @@ from .chunks import (
     TOKENS,
     allocate,
     allocate_tiles,
+    as_tile,
     columns,
     copy,
-    copy_narrow,
+    copy_gates,
+    diagonal_scores,
     half_total,
+    joined,
     left_factor,
     meet,
     product,
     put_decays,
     put_ones,
     put_weight,
-    selected,
+    rows_of,
     shared,
     state_at,
-    store,
+    store_tile,
     sums,
+    wait,
 )
 
 REGISTERS = {16: 96, 32: 128}  # of a thread, by K: five programs run on a multiprocessor, or four
 
 
 @gluon.jit
-def put_keys(scale, b, half_f, half_b, narrow, parts, ones, zero):
-    """Queries of both directions (TOKENS, K), and keys in the places of q and k, split at half the total."""
-    KEYS: gl.constexpr = b.type.layout
-    F = sums(ones, parts[0], parts[1], zero)
-    E = sums(ones, parts[2], parts[3], zero)
-    F, E = warpgroup_mma_wait(0, (F, E))
-    F -= half_f
-    E = half_b + b - E
-    q, k = narrow[0].load(KEYS).to(gl.float32) * scale, narrow[1].load(KEYS).to(gl.float32)
-    narrow[0].store((k * gl.exp2(-F)).to(HALF))
-    narrow[1].store((k * gl.exp2(-E)).to(HALF))
+def put_keys(q, k, b, half_f, half_b, keys, parts, ones):
+    """Queries of both directions (TOKENS, K), and their keys to two tiles, split at half the total."""
+    F, E = warpgroup_mma_wait(0, (sums(ones, parts[0]), sums(ones, parts[1])))
+    F, E = joined(F) - half_f, half_b + b - joined(E)
+    keys[0].store((k * gl.exp2(-F)).to(HALF))
+    keys[1].store((k * gl.exp2(-E)).to(HALF))
     return q * gl.exp2(F), q * gl.exp2(E)
-
-
-@gluon.jit
-def diagonal_scores(qf, qb, narrow, ones, V: gl.constexpr):
-    """Scores A of queries and of the keys that `put_keys` put; a left factor.  (TOKENS, TOKENS)"""
-    VALUES: gl.constexpr = product(V)
-    SCORES: gl.constexpr = product(TOKENS)
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
-    none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    qf, qb = left_factor(qf, SCORES), left_factor(qb, SCORES)
-    # One after the other, for want of registers. Selected, not multiplied by a mask: the other half may be inf. The
-    # diagonal is in both.
-    a = warpgroup_mma(qf, narrow[0].permute((1, 0)), none, use_acc=False, is_async=True)
-    a, qf, qb = warpgroup_mma_wait(0, (a, qf, qb))
-    a = selected(left_factor(a, VALUES), ones.load(LEFT), True)
-    c = warpgroup_mma(qb, narrow[1].permute((1, 0)), none, use_acc=False, is_async=True)
-    c, qb = warpgroup_mma_wait(0, (c, qb))
-    a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT), True)
-    return a
-
-
-@gluon.jit
-def rows_of(p, stride, m, W: gl.constexpr, LAYOUT: gl.constexpr):
-    """Rows at p, 0 outside m.  (TOKENS, W)"""
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, LAYOUT))
-    w = gl.arange(0, W, gl.SliceLayout(0, LAYOUT))
-    return gl.load(p + (r[:, None] * stride + w[None, :]), mask=m[:, None], other=0.0).to(gl.float32)
-
-
-@gluon.jit
-def two_of(tile, W: gl.constexpr):
-    """Two tiles (TOKENS, W) in the place of one."""
-    both = tile._reinterpret(HALF, [2, TOKENS, W], shared(W))
-    return both.index(0), both.index(1)
 
 
 @gluon.jit
@@ -92,44 +57,43 @@ def mask(condition):
 
 
 @gluon.jit
-def masked_sums(condition, tiles, first: gl.constexpr, acc):
-    """acc and sums, over the rows where `condition` is, of what `put_in_parts` put from the first tile on."""
-    ones = mask(condition)
-    acc = warpgroup_mma(ones, tiles[first], acc)
-    return warpgroup_mma(ones, tiles[first + 1], acc)
+def masked_sums(first, second, x, y):
+    """Sums over the rows of x where `first` is, and of y where `second` is, which `put_in_parts` put."""
+    W: gl.constexpr = x.shape[1]
+    acc = gl.zeros([TOKENS, W], gl.float32, product(W))
+    acc = warpgroup_mma(mask(first), x, acc, use_acc=False)
+    return joined(warpgroup_mma(mask(second), y, acc))
 
 
 @gluon.jit
-def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, zero, V: gl.constexpr):
+def scores_by_halvings(q, k, q_s, k_s, scale, count, keys, parts, V: gl.constexpr):
     """`diagonal_scores`, however strong the decay: by a tree of halvings in which every exponent is <= 0.
 
     At each level the two halves of a block of 2 s tokens meet in its middle. Nothing is ever subtracted. Queries and
     keys are loaded at each level, so that no registers of the usual way are spilled for them.
     """
-    K: gl.constexpr = zero.shape[1]
-    KEYS: gl.constexpr = zero.type.layout
+    K: gl.constexpr = keys[0].shape[1]
+    KEYS: gl.constexpr = product(K)
     VALUES: gl.constexpr = product(V)
     SCORES: gl.constexpr = product(TOKENS)
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, KEYS, 2)
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, product(2 * K), 2)
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     i = gl.arange(0, TOKENS, gl.SliceLayout(1, LEFT))[:, None]
     j = gl.arange(0, TOKENS, gl.SliceLayout(0, LEFT))[None, :]
     apart = gl.arange(0, TOKENS, gl.SliceLayout(1, SCORES))[:, None]
     apart = apart ^ gl.arange(0, TOKENS, gl.SliceLayout(0, SCORES))[None, :]
-    qs, ks = narrow[0], narrow[1]
+    qs, ks = keys[0], keys[1]
     a = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     for level in range(-1, 6):
         s = gl.where(level < 0, 0, 1 << gl.maximum(level, 0))  # at first the diagonal, on which no decay lies
         second = (i & s) != 0
         within = (i ^ j) < s
         # A query of the second half looks back, with f, and one of the first half ahead, with b; keys are met so, too.
-        uq = masked_sums(within & second & (j <= i), parts, 0, zero)
-        uq = masked_sums(within & ~second & (j >= i), parts, 2, uq)
-        uk = masked_sums(within & second & (j < i), parts, 2, zero)
-        uk = masked_sums(within & ~second & (j > i), parts, 0, uk)
+        uq = masked_sums(within & second & (j <= i), within & ~second & (j >= i), parts[0], parts[1])
+        uk = masked_sums(within & ~second & (j > i), within & second & (j < i), parts[0], parts[1])
         gl.thread_barrier()  # some warp may still multiply what the level before put there
-        qs.store((rows_of(q, q_s, m, K, KEYS) * scale * gl.exp2(uq)).to(HALF))
-        ks.store((rows_of(k, k_s, m, K, KEYS) * gl.exp2(uk)).to(HALF))
+        qs.store((rows_of(q, q_s, count, K, K, KEYS).to(gl.float32) * scale * gl.exp2(uq)).to(HALF))
+        ks.store((rows_of(k, k_s, count, K, K, KEYS).to(gl.float32) * gl.exp2(uk)).to(HALF))
         meet()
         c = warpgroup_mma(qs, ks.permute((1, 0)), none, use_acc=False)
         a = gl.where((apart >= s) & (apart < gl.maximum(2 * s, 1)), gl.where(s == 0, 2 * c, c), a)
@@ -137,15 +101,11 @@ def scores_by_halvings(q, k, q_s, k_s, scale, m, narrow, parts, zero, V: gl.cons
 
 
 @gluon.jit
-def queries_from_ends(q, q_s, scale, m, parts, ones, zero):
-    """Queries as they have decayed since either end of the chunk, however strong the decay.  2 x (TOKENS, K)"""
-    K: gl.constexpr = zero.shape[1]
-    KEYS: gl.constexpr = zero.type.layout
-    F = sums(ones, parts[0], parts[1], zero)
-    E = sums(ones.permute((1, 0)), parts[2], parts[3], zero)
-    F, E = warpgroup_mma_wait(0, (F, E))
-    q = rows_of(q, q_s, m, K, KEYS) * scale
-    return q * gl.exp2(F), q * gl.exp2(E)
+def queries_from_end(q, q_s, scale, count, part, ones):
+    """Queries as they have decayed since the end of the chunk that `ones` begin at, however strong the decay."""
+    K: gl.constexpr = part.shape[1] // 2
+    F = warpgroup_mma_wait(0, (sums(ones, part),))
+    return rows_of(q, q_s, count, K, K, product(K)).to(gl.float32) * scale * gl.exp2(joined(F))
 
 
 @gluon.jit
@@ -171,51 +131,54 @@ def bigla_out_kernel(
     """
     KEYS: gl.constexpr = product(K)
     VALUES: gl.constexpr = product(V)
-    narrow = allocate_tiles(TOKENS, K, 2)  # q, k; then keys of both directions
+    narrow = allocate_tiles(TOKENS, K, 2)  # q, k; then S, R
+    states = narrow[0]._reinterpret(HALF, [K, V], shared(V)), narrow[1]._reinterpret(HALF, [K, V], shared(V))
+    keys = allocate_tiles(TOKENS, K, 2)  # of both directions
     values = allocate(TOKENS, V)
-    states = allocate_tiles(K, V, 2)  # S, R
     ones = allocate(TOKENS, TOKENS)
-    low = allocate_tiles(TOKENS, RANK if RANK > 0 else 16, 2)  # of both directions, as the weight; with a RANK alone
+    low = None if RANK == 0 else allocate_tiles(TOKENS, RANK, 2)  # of both directions, as the weight; with a RANK alone
     weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
     # Local tokens and gate, where the parts of f and b have been.
     late = allocate_tiles(TOKENS, 2 * K if 2 * K > V else V, 2)
-    parts = two_of(late[0], K) + two_of(late[1], K)
-    late = late[0]._reinterpret(HALF, [TOKENS, V], shared(V)), late[1]._reinterpret(HALF, [TOKENS, V], shared(V))
+    parts = as_tile(late[0], 2 * K), as_tile(late[1], 2 * K)
+    late = as_tile(late[0], V), as_tile(late[1], V)
     index = N - 1 - gl.program_id(0)  # what the state kernel read last is read first: it is still in the cache
     b, c, h = locate(index, NT, H)
     left = c * TOKENS
     count = gl.minimum(L - left, TOKENS)
-    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
+    if RANK > 0:
+        copy_gates(low, gates, gates_s, b, left, h, count, K, RANK)
+    copy(narrow[0], row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(narrow[1], row(k, k_s, b, left, h), k_s[1], count, K)
+    async_copy.commit_group()
     copy(values, row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
     put_ones(ones)
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)
-        async_copy.wait_group(1)
+        wait(1)
         meet()
 
-    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
-    m = r < count
-    f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, parts, K, LOGITS, RANK, KEYS)
+    f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     decayed = gl.min(gl.min(gl.minimum(half_f, half_b), 1), 0) < limit / 2
-    async_copy.wait_group(1)
+    wait(1)
     meet()
     if decayed:
-        queries, keys = row(q, q_s, b, left, h), row(k, k_s, b, left, h)
-        a = scores_by_halvings(queries, keys, q_s[1], k_s[1], scale, m, narrow, parts, zero, V)
-        qf, qb = queries_from_ends(queries, q_s[1], scale, m, parts, ones, zero)
-        qf, qb = left_factor(qf, VALUES), left_factor(qb, VALUES)
-        async_copy.wait_group(0)
+        queries = row(q, q_s, b, left, h)
+        a = scores_by_halvings(queries, row(k, k_s, b, left, h), q_s[1], k_s[1], scale, count, keys, parts, V)
+        qf = left_factor(queries_from_end(queries, q_s[1], scale, count, parts[0], ones), VALUES)
+        qb = left_factor(queries_from_end(queries, q_s[1], scale, count, parts[1], ones.permute((1, 0))), VALUES)
+        wait(0)
         meet()
     else:
-        qf, qb = put_keys(scale, e, half_f, half_b, narrow, parts, ones, zero)
-        async_copy.wait_group(0)
+        q_, k_ = narrow[0].load(KEYS).to(gl.float32) * scale, narrow[1].load(KEYS).to(gl.float32)
+        qf, qb = put_keys(q_, k_, e, half_f, half_b, keys, parts, ones)
+        wait(0)
         meet()
         # As they meet the states, which stay as they are: these are wider.
         qf_, qb_ = left_factor(qf * gl.exp2(half_f), VALUES), left_factor(qb * gl.exp2(half_b), VALUES)
-        a = diagonal_scores(qf, qb, narrow, ones, V)
+        a = diagonal_scores(qf, qb, keys, ones, V)
         qf, qb = qf_, qb_
     if MERGE:
         copy(late[0], row(merge[0], merge_s[0], b, left, h), merge_s[0][1], count, V)
@@ -230,16 +193,20 @@ def bigla_out_kernel(
     gl.store(hard + index, decayed.to(gl.int32))
     if index == N - 1:
         gl.store(hard + N, 0)
-    async_copy.wait_group(0)
+    wait(0)
     meet()
     out = warpgroup_mma(qf, states[0], out, is_async=True)
     out = warpgroup_mma(qb, states[1], out, is_async=True)
     out, a, qf, qb = warpgroup_mma_wait(0, (out, a, qf, qb))
+    # By way of a tile that no warp's product may still read.
+    end = as_tile(ones, V)
     if KEEP:
-        store(row(o, o_s, b, left, h), o_s[1], out, count, V)
+        end.store(out.to(HALF))
+        store_tile(row(o, o_s, b, left, h), o_s[1], end, count)
     if MERGE:
         z = merged(out, late, merge, h, eps, V, ACT)
-        store(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], z, count, V)
+        end.store(z.to(HALF))
+        store_tile(row(merge[5], merge_s[2], b, left, h), merge_s[2][1], end, count)
 
 
 def launch_bigla_out(

@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrie
 
 from ..launch import begin, kernel
 from ..primitives import Gates, ceil_div, row, token_strides
-from .bigla_out import diagonal_scores, put_keys, queries_from_ends, rows_of, scores_by_halvings, two_of
+from .bigla_out import put_keys, queries_from_end, scores_by_halvings
 from .chunks import (
     HALF,
     TOKENS,
@@ -19,14 +19,19 @@ from .chunks import (
     allocate_in_one,
     allocate_rows,
     copy,
-    copy_narrow,
+    copy_gates,
+    diagonal_scores,
+    joined,
     left_factor,
     meet,
     product,
     put_decays,
     put_ones,
+    rows_of,
     store,
     sums,
+    two_of,
+    wait,
 )
 from .parts import allocate_barriers
 
@@ -83,12 +88,6 @@ def add_hard_pairs(out, q, keys, values, half, group, others, step):
 
 
 @gluon.jit
-def parts_of(pieces, group, K: gl.constexpr):
-    """Where a chunk has its parts of f and b."""
-    return two_of(pieces[0].index(group), K) + two_of(pieces[1].index(group), K)
-
-
-@gluon.jit
 def compute(
     group: gl.constexpr, inputs, tiles, sizes,
     K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr,
@@ -96,28 +95,37 @@ def compute(
     """The outputs of one chunk, which are of no use if one of the sequence is hard."""
     KEYS: gl.constexpr = product(K)
     q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s = inputs
-    keys, values, pieces, ones, half, ready, done = tiles
+    narrow, keys, values, pieces, ones, half, drawn, ready, done = tiles
     scale, limit, L, H = sizes
     b, h, left = gl.program_id(0) // H, gl.program_id(0) % H, gl.to_tensor(group * TOKENS)
     count = gl.minimum(L - left, TOKENS)
-    narrow, parts = (keys[0].index(group), keys[1].index(group)), parts_of(pieces, group, K)
-    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, None, b, left, h, count, K, 0)
+    own, parts = (keys[0].index(group), keys[1].index(group)), (pieces[0].index(group), pieces[1].index(group))
+    q_, k_ = narrow[0].index(group), narrow[1].index(group)
+    copy_gates(own, gates, gates_s, b, left, h, count, K, 0)
+    copy(q_, row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(k_, row(k, k_s, b, left, h), k_s[1], count, K)
+    async_copy.commit_group()
     copy(values.index(group), row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
-
-    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
-    f, e = put_decays(gates, gates_s, None, None, b, left, h, H, r, r < count, zero, parts, K, LOGITS, 0, KEYS)
+    if group == 0:  # while its tokens are under way
+        put_ones(ones)
+    wait(1)
+    meet()
+    if group == 0:
+        mbarrier.arrive(drawn)
+    f, e = put_decays(gates, gates_s, own, None, b, left, h, H, count, parts, K, LOGITS, 0)
     half_f, half_b = gl.reduce((f / 2, e / 2), 0, add_both)
     half[0].index(group).store(half_f)
     half[1].index(group).store(half_b)
-    async_copy.wait_group(1)
+    if group > 0:
+        mbarrier.wait(drawn, 0)
     meet()
-    qf, qb = put_keys(scale, e, half_f[None, :], half_b[None, :], narrow, parts, ones, zero)
-    async_copy.wait_group(0)
+    q_, k_ = q_.load(KEYS).to(gl.float32) * scale, k_.load(KEYS).to(gl.float32)
+    qf, qb = put_keys(q_, k_, e, half_f[None, :], half_b[None, :], own, parts, ones)
+    wait(0)
     meet()
     mbarrier.arrive(ready)
-    a = diagonal_scores(qf, qb, narrow, ones, V)
+    a = diagonal_scores(qf, qb, own, ones, V)
     out = gl.zeros([TOKENS, V], gl.float32, product(V))
     mbarrier.wait(ready, 0)
     out = warpgroup_mma(a, values.index(group), out, use_acc=False, is_async=True)
@@ -138,6 +146,17 @@ def compute(
 
 
 @gluon.jit
+def decays_again(inputs, own, parts, b, left, h, H, count, K: gl.constexpr, LOGITS: gl.constexpr):
+    """`put_decays` of a chunk, by way of two tiles."""
+    gates, gates_s = inputs[3], inputs[8]
+    copy_gates(own, gates, gates_s, b, left, h, count, K, 0)
+    async_copy.commit_group()
+    wait(0)
+    meet()
+    put_decays(gates, gates_s, own, None, b, left, h, H, count, parts, K, LOGITS, 0)
+
+
+@gluon.jit
 def compute_hard(
     inputs, tiles, sizes,
     K: gl.constexpr, V: gl.constexpr, G: gl.constexpr, LOGITS: gl.constexpr,
@@ -145,41 +164,37 @@ def compute_hard(
     """The outputs of all chunks, one after the other, however strong the decay: no exponent is ever above 0."""
     KEYS: gl.constexpr = product(K)
     q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s = inputs
-    keys, values, pieces, ones, half, ready, done = tiles
+    narrow, keys, values, pieces, ones, half, drawn, ready, done = tiles
     scale, limit, L, H = sizes
     b, h = gl.program_id(0) // H, gl.program_id(0) % H
-    zero = gl.zeros([TOKENS, K], gl.float32, KEYS)
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, KEYS))
-    parts, narrow, behind = parts_of(pieces, 0, K), two_of(pieces[0].index(1), K), pieces[1].index(1)
+    parts, own, behind = (pieces[0].index(0), pieces[1].index(0)), two_of(pieces[0].index(1), K), pieces[1].index(1)
     # In shared memory: of a left factor in registers that is the same in each turn of a loop, ptxas 12.8 left out parts
     # in the first one.
     put_ones(behind, True)
     for group in range(G):  # keys, as they have decayed until the chunk's ends
         left = group * TOKENS
         count = gl.minimum(L - left, TOKENS)
-        m = r < count
         gl.thread_barrier()  # some warp may still multiply what the chunk before had
-        put_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, parts, K, LOGITS, 0, KEYS)
+        decays_again(inputs, own, parts, b, left, h, H, count, K, LOGITS)
         meet()
-        uf = sums(behind.permute((1, 0)), parts[0], parts[1], zero)
-        ub = sums(behind, parts[2], parts[3], zero)
-        uf, ub = warpgroup_mma_wait(0, (uf, ub))
-        rows = rows_of(row(k, k_s, b, left, h), k_s[1], m, K, KEYS)
+        uf, ub = warpgroup_mma_wait(0, (sums(behind.permute((1, 0)), parts[0]), sums(behind, parts[1])))
+        uf, ub = joined(uf), joined(ub)
+        rows = rows_of(row(k, k_s, b, left, h), k_s[1], count, K, K, KEYS).to(gl.float32)
         keys[0].index(group).store((rows * gl.exp2(uf)).to(HALF))
         keys[1].index(group).store((rows * gl.exp2(ub)).to(HALF))
     for group in range(G):
         left = group * TOKENS
         count = gl.minimum(L - left, TOKENS)
-        m = r < count
         gl.thread_barrier()
-        put_decays(gates, gates_s, None, None, b, left, h, H, r, m, zero, parts, K, LOGITS, 0, KEYS)
+        decays_again(inputs, own, parts, b, left, h, H, count, K, LOGITS)
         meet()
         queries, rows = row(q, q_s, b, left, h), row(k, k_s, b, left, h)
-        a = scores_by_halvings(queries, rows, q_s[1], k_s[1], scale, m, narrow, parts, zero, V)
+        a = scores_by_halvings(queries, rows, q_s[1], k_s[1], scale, count, own, parts, V)
         out = gl.zeros([TOKENS, V], gl.float32, product(V))
         out = warpgroup_mma(a, values.index(group), out, use_acc=False)
-        qf, qb = queries_from_ends(queries, q_s[1], scale, m, parts, ones, zero)
+        qf = queries_from_end(queries, q_s[1], scale, count, parts[0], ones)
         out = add_hard_pairs(out, qf, keys[0], values, half[0], group, group, -1)
+        qb = queries_from_end(queries, q_s[1], scale, count, parts[1], ones.permute((1, 0)))
         out = add_hard_pairs(out, qb, keys[1], values, half[1], group, G - 1 - group, 1)
         store(row(o, o_s, b, left, h), o_s[1], out, count, V)
 
@@ -191,17 +206,17 @@ def bigla_whole_kernel(
 ):  # fmt: skip
     """Outputs of one sequence of G chunks."""
     gl.static_assert(G <= MOST and 2 * K == TOKENS and V <= TOKENS)  # what takes another's place has its size
-    keys = allocate_in_one(G, TOKENS, K), allocate_in_one(G, TOKENS, K)  # q, k; then keys of both directions
+    narrow = allocate_in_one(G, TOKENS, K), allocate_in_one(G, TOKENS, K)  # q, k
+    keys = allocate_in_one(G, TOKENS, K), allocate_in_one(G, TOKENS, K)  # of both directions
     values = allocate_in_one(G, TOKENS, V)
     pieces = allocate_in_one(G, TOKENS, 2 * K), allocate_in_one(G, TOKENS, 2 * K)  # parts of f, of b
     ones = allocate(TOKENS, TOKENS)
     half = allocate_rows(G, K), allocate_rows(G, K)  # of the log2 total over each chunk
+    drawn = allocate_barriers(1, 1).index(0)  # the ones are
     ready, done = allocate_barriers(1, G).index(0), allocate_barriers(1, G).index(0)
-    put_ones(ones)
     begin(True)
-    meet()
     inputs = q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s
-    tiles = keys, values, pieces, ones, half, ready, done
+    tiles = narrow, keys, values, pieces, ones, half, drawn, ready, done
     sizes = scale, limit, L, H
     gl.warp_specialize(
         [

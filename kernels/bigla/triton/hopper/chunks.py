@@ -12,10 +12,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     async_copy,
     fence_async_shared,
     warpgroup_mma,
+    warpgroup_mma_wait,
 )
 
 from ..merge import Merge
-from ..primitives import LONG, Gates, gate_rows, row, tile_decay
+from ..primitives import LONG, Gates, decay, gate_rows
 
 TOKENS = gl.constexpr(LONG[32].C)  # of a chunk: 64, for all widths
 HALF = gl.constexpr(gl.bfloat16)
@@ -40,26 +41,31 @@ def product(N: int) -> gl.NVMMADistributedLayout:
 
 
 @gluon.jit
-def copy(to, p, stride, count, W: gl.constexpr):
-    """`count` rows of W numbers, 0 behind them; under way."""
-    BY: gl.constexpr = by_rows(W)
-    r = gl.arange(0, to.shape[0], gl.SliceLayout(1, BY))
-    w = gl.arange(0, W, gl.SliceLayout(0, BY))
-    async_copy.async_copy_global_to_shared(to, p + (r[:, None] * stride + w[None, :]), (r < count)[:, None])
+def rows_at(p, stride, count, ROWS: gl.constexpr, N: gl.constexpr, W: gl.constexpr, LAYOUT: gl.constexpr):
+    """Pointers (ROWS, N) to rows of W numbers at p, and which of these are among `count` rows.
+
+    Where N is a multiple of W, chunks of TOKENS rows lie beside each other.
+    """
+    r = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
+    w = gl.arange(0, N, gl.SliceLayout(0, LAYOUT))[None, :]
+    if N > W:
+        return p + ((r + w // W * TOKENS) * stride + w % W), r + w // W * TOKENS < count
+    else:
+        return p + (r * stride + w), r < count
 
 
 @gluon.jit
-def copy_narrow(
-    q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K: gl.constexpr, RANK: gl.constexpr
-):  # fmt: skip
-    """q, k, and of low-rank gates the decay of both directions; a group under way."""
-    copy(narrow[0], row(q, q_s, b, left, h), q_s[1], count, K)
-    copy(narrow[1], row(k, k_s, b, left, h), k_s[1], count, K)
-    if RANK > 0:
-        for D in gl.static_range(2):
-            p, stride = gate_rows(gates, gates_s, b, left, h, D)
-            copy(low[D], p, stride, count, RANK)
-    async_copy.commit_group()
+def copy(to, p, stride, count, W: gl.constexpr):
+    """Rows of W numbers, as `rows_at` has them, 0 behind `count`; under way."""
+    p, m = rows_at(p, stride, count, to.shape[0], to.shape[1], W, by_rows(to.shape[1]))
+    async_copy.async_copy_global_to_shared(to, p, m)
+
+
+@gluon.jit
+def rows_of(p, stride, count, N: gl.constexpr, W: gl.constexpr, LAYOUT: gl.constexpr):
+    """The same in registers.  (TOKENS, N)"""
+    p, m = rows_at(p, stride, count, TOKENS, N, W, LAYOUT)
+    return gl.load(p, mask=m, other=0.0)
 
 
 @gluon.jit
@@ -108,12 +114,35 @@ def allocate_rows(N: gl.constexpr, W: gl.constexpr):
 
 
 @gluon.jit
+def as_tile(tile, W: gl.constexpr):
+    """A tile (TOKENS, W) in the place of one."""
+    return tile._reinterpret(HALF, [TOKENS, W], shared(W))
+
+
+@gluon.jit
+def two_of(tile, W: gl.constexpr):
+    """Two tiles (TOKENS, W) in the place of one."""
+    both = tile._reinterpret(HALF, [2, TOKENS, W], shared(W))
+    return both.index(0), both.index(1)
+
+
+@gluon.jit
 def put_ones(to, STRICT: gl.constexpr = False):
     """1 where the row is not before the column, or STRICT: behind it."""
     BY: gl.constexpr = by_rows(TOKENS)
     i = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))[:, None]
     j = gl.arange(0, TOKENS, gl.SliceLayout(0, BY))[None, :]
     to.store(gl.where(i > j if STRICT else i >= j, 1.0, 0.0).to(HALF))
+
+
+@gluon.jit
+def wait(N: gl.constexpr):
+    """Until all but N groups of a thread's copies are there; others see them when all have met.
+
+    Before they do, `async_copy.wait_group` would let them meet once more.
+    """
+    asm: gl.constexpr = f'cp.async.wait_group {N}; mov.b32 $0, $1;'
+    gl.inline_asm_elementwise(asm, '=r,r', [gl.to_tensor(0)], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -140,66 +169,118 @@ def store(p, stride, x, count, W: gl.constexpr):
 
 
 @gluon.jit
-def put_in_parts(x, high, low):
-    """x as a sum of two numbers of half precision, to two tiles; the first is cut, since rounding takes longer."""
-    cut = (x.to(gl.int32, bitcast=True) & -0x10000).to(gl.float32, bitcast=True)
-    high.store(cut.to(HALF))
-    low.store((x - cut).to(HALF))
+def store_tile(p, stride, x, count):
+    """`count` rows of x, a tile."""
+    W: gl.constexpr = x.shape[1]
+    BY: gl.constexpr = by_own_rows(W)
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
+    w = gl.arange(0, W, gl.SliceLayout(0, BY))
+    gl.store(p + (r[:, None] * stride + w[None, :]), x.load(BY), mask=(r < count)[:, None])
 
 
 @gluon.jit
-def sums(ones, high, low, zero):
-    """Sums over the rows of what `put_in_parts` put; under way."""
-    acc = warpgroup_mma(ones, high, zero, use_acc=False, is_async=True)
-    return warpgroup_mma(ones, low, acc, is_async=True)
+def beside(x, y):
+    """Two tiles beside each other.  (TOKENS, 2 W)"""
+    W: gl.constexpr = x.shape[1]
+    both = gl.join(x.to(HALF), y.to(HALF)).permute((0, 2, 1)).reshape([TOKENS, 2 * W])
+    return gl.convert_layout(both, product(2 * W))
+
+
+@gluon.jit
+def put_in_parts(x, to):
+    """x as a sum of two numbers of half precision, beside each other; the first is cut, since rounding takes longer."""
+    cut = (x.to(gl.int32, bitcast=True) & -0x10000).to(gl.float32, bitcast=True)
+    to.store(beside(cut, x - cut))
+
+
+@gluon.jit
+def sums(ones, parts):
+    """Sums over the rows of what `put_in_parts` put, beside each other; under way."""
+    W: gl.constexpr = parts.shape[1]
+    zero = gl.zeros([TOKENS, W], gl.float32, product(W))
+    return warpgroup_mma(ones, parts, zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def joined(x):
+    """The sum of what lies beside each other.  (TOKENS, W), of (TOKENS, 2 W)"""
+    W: gl.constexpr = x.shape[1] // 2
+    first, second = x.reshape([TOKENS, 2, W]).permute((0, 2, 1)).split()
+    return gl.convert_layout(first + second, product(W))
 
 
 @gluon.jit
 def put_weight(gates, h, H, to, K: gl.constexpr, RANK: gl.constexpr):
-    """What makes a head's gate logits of its low-rank decay, to a tile (K, RANK) of each direction."""
-    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // RANK, RANK // 4], [4, 1], [1, 0])
-    kk = gl.arange(0, K, gl.SliceLayout(1, BY))
-    rr = gl.arange(0, RANK, gl.SliceLayout(0, BY))
+    """What makes a head's gate logits of its low-rank decay, to a tile (N, N / K RANK) of each direction.
+
+    Where N is a multiple of K, chunks have rows and columns of their own.
+    """
+    N: gl.constexpr = to[0].shape[0]
+    W: gl.constexpr = to[0].shape[1]
+    BY: gl.constexpr = gl.BlockedLayout([1, 4], [128 // W, W // 4], [4, 1], [1, 0])
+    kk = gl.arange(0, N, gl.SliceLayout(1, BY))[:, None]
+    rr = gl.arange(0, W, gl.SliceLayout(0, BY))[None, :]
     for D in gl.static_range(2):
-        at = ((D * H + h) * K + kk)[:, None] * RANK + rr[None, :]
-        to[D].store(gl.load(gates[2] + at).to(HALF))
+        p = gates[2] + (((D * H + h) * K + kk % K) * RANK + rr % RANK)
+        if N > K:
+            to[D].store(gl.load(p, mask=kk // K == rr // RANK, other=0.0).to(HALF))
+        else:
+            to[D].store(gl.load(p).to(HALF))
+
+
+@gluon.jit
+def copy_gates(to, gates, gates_s, b, left, h, count, K: gl.constexpr, RANK: gl.constexpr):
+    """Gates of both directions, or their low-rank decay, to two tiles; under way. Gates in float32 stay."""
+    if RANK > 0 or gates[0].dtype.element_ty == HALF:
+        for D in gl.static_range(2):
+            p, stride = gate_rows(gates, gates_s, b, left, h, D)
+            copy(to[D], p, stride, count, RANK if RANK > 0 else K)
 
 
 @gluon.jit
 def gates_of(
-    gates, gates_s, low, weight, b, left, h, H, r, m, zero,
-    D: gl.constexpr, K: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
+    gates, gates_s, copied, weight, b, left, h, H, count,
+    D: gl.constexpr, N: gl.constexpr, K: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """Gates (TOKENS, K) as they are, or made of the low-rank decay."""
-    if RANK == 0:
-        p, stride = gate_rows(gates, gates_s, b, left, h, D)
-        kk = gl.arange(0, K, gl.SliceLayout(0, KEYS))
-        g = gl.load(p + (r[:, None] * stride + kk[None, :]), mask=m[:, None], other=0.0)
+    """Gates (TOKENS, N) of direction D, read where they are, or as `copy_gates` `copied` them (None: it did not)."""
+    KEYS: gl.constexpr = product(N)
+    if RANK > 0:
+        zero = gl.zeros([TOKENS, N], gl.float32, KEYS)
+        w = gl.arange(0, N, gl.SliceLayout(0, KEYS))
+        g = warpgroup_mma(copied[D], weight[D].permute((1, 0)), zero, use_acc=False)
+        g = g + gl.load(gates[3] + ((D * H + h) * K + w % K)).to(gl.float32)[None, :]
+    elif copied is not None and gates[0].dtype.element_ty == HALF:
+        g = copied[D].load(KEYS)
     else:
-        g = warpgroup_mma(low[D], weight[D].permute((1, 0)), zero, use_acc=False)
-        g = g + columns(gates[3] + (D * H + h) * K, K, KEYS)
+        p, stride = gate_rows(gates, gates_s, b, left, h, D)
+        g = rows_of(p, stride, count, N, K, KEYS)
     return g
 
 
 @gluon.jit
 def log_decays(
-    gates, gates_s, low, weight, b, left, h, H, r, m, zero,
-    D: gl.constexpr, K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
+    gates, gates_s, copied, weight, b, left, h, H, count,
+    D: gl.constexpr, N: gl.constexpr, K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """Log2 decays of direction D.  (TOKENS, K)"""
-    return tile_decay(gates_of(gates, gates_s, low, weight, b, left, h, H, r, m, zero, D, K, RANK, KEYS), m, LOGITS)
+    """Log2 decays of direction D.  (TOKENS, N)"""
+    g = decay(gates_of(gates, gates_s, copied, weight, b, left, h, H, count, D, N, K, RANK), LOGITS)
+    if LOGITS:  # a log a of 0 is none, a logit of 0 is one
+        _, m = rows_at(0, 1, count, TOKENS, N, K, product(N))
+        g = gl.where(m, g, 0.0)
+    return g
 
 
 @gluon.jit
 def put_decays(
-    gates, gates_s, low, weight, b, left, h, H, r, m, zero, parts,
-    K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, KEYS: gl.constexpr,
+    gates, gates_s, copied, weight, b, left, h, H, count, parts,
+    K: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """`log_decays` of both directions, and their parts, to four tiles."""
-    f = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 0, K, LOGITS, RANK, KEYS)
-    e = log_decays(gates, gates_s, low, weight, b, left, h, H, r, m, zero, 1, K, LOGITS, RANK, KEYS)
-    put_in_parts(f, parts[0], parts[1])
-    put_in_parts(e, parts[2], parts[3])
+    """`log_decays` of both directions, and their parts, to two tiles."""
+    N: gl.constexpr = parts[0].shape[1] // 2
+    f = log_decays(gates, gates_s, copied, weight, b, left, h, H, count, 0, N, K, LOGITS, RANK)
+    e = log_decays(gates, gates_s, copied, weight, b, left, h, H, count, 1, N, K, LOGITS, RANK)
+    put_in_parts(f, parts[0])
+    put_in_parts(e, parts[1])
     return f, e
 
 
@@ -226,6 +307,25 @@ def selected(x, ones, INSIDE: gl.constexpr):
     else:
         asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; lop3.b32 $0, $1, m, 0, 0x30; }'
     return gl.inline_asm_elementwise(asm, '=r,r,r', [x, ones], x.dtype, is_pure=True, pack=2)
+
+
+@gluon.jit
+def diagonal_scores(qf, qb, narrow, ones, V: gl.constexpr):
+    """Scores A of queries and of the keys that `put_keys` put; a left factor.  (TOKENS, TOKENS)"""
+    VALUES: gl.constexpr = product(V)
+    SCORES: gl.constexpr = product(TOKENS)
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
+    none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
+    qf, qb = left_factor(qf, SCORES), left_factor(qb, SCORES)
+    # One after the other, for want of registers. Selected, not multiplied by a mask: the other half may be inf. The
+    # diagonal is in both.
+    a = warpgroup_mma(qf, narrow[0].permute((1, 0)), none, use_acc=False, is_async=True)
+    a, qf, qb = warpgroup_mma_wait(0, (a, qf, qb))
+    a = selected(left_factor(a, VALUES), ones.load(LEFT), True)
+    c = warpgroup_mma(qb, narrow[1].permute((1, 0)), none, use_acc=False, is_async=True)
+    c, qb = warpgroup_mma_wait(0, (c, qb))
+    a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT), True)
+    return a
 
 
 def copyable(x: Tensor) -> Tensor:
