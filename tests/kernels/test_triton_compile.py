@@ -236,7 +236,7 @@ def test_hopper_code_of_short_sequences(L, K, keep, budget, compiled, tmp_path):
 @pytest.mark.parametrize('V', [64, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     'L, instructions',
-    [(196, 923), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((33, 1679), (128, 433), (192, 558), (256, 707)))],
+    [(196, 863), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((33, 1623), (128, 419), (192, 531), (256, 662)))],
 )
 def test_hopper_code_of_whole_sequences(L, instructions, V, compiled, tmp_path):
     """All of a sequence in one program; most of what is spilled is where one is hard.
@@ -248,7 +248,7 @@ def test_hopper_code_of_whole_sequences(L, instructions, V, compiled, tmp_path):
     launch_forward(q, k, v, Gates(g_fwd, g_bwd, False), 1.0, 32, False, False)
     ((name, kernel),) = compiled.launched
     assert name == 'bigla_whole_kernel' and kernel.metadata.shared <= SHARED[90] * 1024
-    hold(compiled.launched, {name: (856, instructions)}, L, tmp_path)
+    hold(compiled.launched, {name: (1000, instructions)}, L, tmp_path)
     assert 'wgmma' in kernel.asm['ptx'] and 'serialized' not in assembler_says(kernel, tmp_path)
 
 
@@ -261,8 +261,8 @@ def test_hopper_code_of_whole_sequences(L, instructions, V, compiled, tmp_path):
             64,
             {
                 'bigla_state_kernel': (0, 62),
-                'bigla_out_kernel': (528, 203),
-                'bigla_grad_kernel': (40, 223),
+                'bigla_out_kernel': (504, 206),
+                'bigla_grad_kernel': (0, 187),
                 'exact_grad_kernel': (2512, 487),
             },
         ),
@@ -271,13 +271,13 @@ def test_hopper_code_of_whole_sequences(L, instructions, V, compiled, tmp_path):
             32,
             {
                 'bigla_state_kernel': (0, 65),
-                'bigla_out_kernel': (616, 171),
-                'bigla_grad_kernel': (40, 147),
+                'bigla_out_kernel': (448, 167),
+                'bigla_grad_kernel': (0, 118),
                 'exact_grad_kernel': (728, 285),
             },
         ),
-        pytest.param(32, 32, {'bigla_out_kernel': (568, 200), 'bigla_grad_kernel': (48, 201)}, marks=pytest.mark.slow),
-        pytest.param(16, 64, {'bigla_out_kernel': (520, 176), 'bigla_grad_kernel': (112, 162)}, marks=pytest.mark.slow),
+        pytest.param(32, 32, {'bigla_out_kernel': (552, 203), 'bigla_grad_kernel': (0, 170)}, marks=pytest.mark.slow),
+        pytest.param(16, 64, {'bigla_out_kernel': (392, 164), 'bigla_grad_kernel': (0, 125)}, marks=pytest.mark.slow),
     ],
     ids=['ViG', 'ViG-H', 'narrow values', 'wide values'],
 )
@@ -346,21 +346,21 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True, B: int = 2) -> No
             192,
             3,
             {'state_kernel': (0, 50), 'out_kernel': (0, 190), 'grad_kernel': (368, 335)},
-            {'bigla_state_kernel': (0, 82), 'bigla_out_kernel': (512, 275), 'bigla_grad_kernel': (72, 257)},
+            {'bigla_state_kernel': (0, 82), 'bigla_out_kernel': (536, 279), 'bigla_grad_kernel': (0, 220)},
             {'state_kernel': (0, 50), 'out_kernel': (0, 187)},
             {'out_kernel': (248, 370)},
             {'state_kernel': (0, 56), 'out_kernel': (80, 207), 'exact_out_kernel': (16, 328)},
-            {'bigla_out_kernel': (512, 270)},
+            {'bigla_out_kernel': (512, 275)},
         ),
         (
             96,
             3,
             {'state_kernel': (0, 31), 'out_kernel': (0, 86), 'grad_kernel': (0, 202)},
-            {'bigla_state_kernel': (0, 87), 'bigla_out_kernel': (536, 209), 'bigla_grad_kernel': (40, 167)},
+            {'bigla_state_kernel': (0, 87), 'bigla_out_kernel': (472, 206), 'bigla_grad_kernel': (0, 138)},
             {'state_kernel': (0, 31), 'out_kernel': (8, 84)},
             {'out_kernel': (296, 177)},
             {'state_kernel': (0, 24), 'out_kernel': (16, 96), 'exact_out_kernel': (0, 122)},
-            {'bigla_out_kernel': (536, 208)},
+            {'bigla_out_kernel': (464, 206)},
         ),
     ],
     ids=['ViG', 'ViG-H'],
