@@ -230,7 +230,7 @@ TARGETS = {
         backward, configs(grad_warps=(1, 2, 4), grad_walk=(1, 2)), [(400, 128, 3, 32)], prepare_backward
     ),
     'backward 16': Target(
-        backward, configs(grad_warps=(1, 2), grad_walk=(1, 2, 4)), [(128, 196, 12, 16)], prepare_backward
+        backward, configs(grad_warps=(1, 2), grad_walk=(1, 2, 4)), [(400, 64, 12, 16)], prepare_backward
     ),
 }
 if primitives.KNOWN:

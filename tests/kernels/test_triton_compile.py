@@ -147,19 +147,20 @@ def code(kernel, tmp_path, C: int) -> Code:
 
 def unset(sass: str) -> list[str]:
     """Instructions that read a uniform register which none before them has set: so ptxas 12.8 makes some descriptors of
-    tiles in shared memory, and a product reads another tile."""
+    tiles in shared memory, and a product reads another tile. In the order of the code, whoever runs it."""
     found, known = [], set()
     for line in re.findall(r'^\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;', sass, re.M):
         name, *operands = re.sub(r'^@!?U?P\w+\s+', '', line).replace(',', ' ').split()
-        target = re.fullmatch(r'UR(\d+)', operands.pop(0)) if operands and not name.startswith('UST') else None
-        for operand in operands:
+        target = re.fullmatch(r'UR(\d+)', operands[0]) if operands and not name.startswith('UST') else None
+        wide = 4 if '.128' in name else 2 if re.search(r'\.(64|WIDE)', name) else 1
+        for operand in operands[1:] if target else operands:
             for prefix, number in re.findall(r'(g?desc\[)?UR(\d+)', operand):
                 # Of two tiles four registers, of one, where the left factor is not a tile, the last two of four.
-                of_tile = range(0 if operand == operands[0] else 2, 4) if prefix == 'gdesc[' else range(1)
-                if not {int(number) + n for n in of_tile} <= known:
+                of_tiles = {'gdesc[': range(0 if operand == operands[1] else 2, 4), 'desc[': range(2)}
+                of_pair = range(2 if name == 'UIADD3.64' else 1)
+                if not {int(number) + n for n in of_tiles.get(prefix, of_pair)} <= known:
                     found.append(line)
         if target:
-            wide = 4 if '.128' in name else 2 if re.search(r'\.(64|WIDE)', name) else 1
             known |= {int(target[1]) + n for n in range(wide)}
     return found
 
@@ -223,13 +224,15 @@ def test_hopper_code(K, V, budgets, compiled, tmp_path, monkeypatch):
 
 
 @needs_gluon
-@pytest.mark.parametrize('L, K, keep, budget', [(128, 32, True, (0, 51)), (196, 16, False, (0, 33))])
-def test_hopper_code_of_short_sequences(L, K, keep, budget, compiled, tmp_path):
-    """What makes their states, for gradients or not; instructions are of one chunk."""
-    compiled.target(90)
-    q, k, g_fwd, g_bwd, v = (torch.empty(99, L, 3, n, dtype=BF16, device='meta') for n in (K, K, K, K, 2 * K))
-    launch_forward(q, k, v, Gates(g_fwd, g_bwd, False), 1.0, 32, False, keep)
-    hold(compiled.launched, {'walk_kernel': budget}, 32, tmp_path)
+def test_hopper_code_of_short_sequences(compiled, tmp_path):
+    """What makes their states, with gradients and, where these have other chunks, without; instructions are of one."""
+    hold(compiled(90, 128, 32, 64, BF16, B=99), {'walk_kernel': (0, 51)}, 32, tmp_path)
+    compiled.launched.clear()
+    q, k, g_fwd, g_bwd, v = (torch.empty(99, 196, 3, n, dtype=BF16, device='meta') for n in (16, 16, 16, 16, 32))
+    launch_forward(q, k, v, Gates(g_fwd, g_bwd, False), 1.0, 32, False, False)
+    hold(compiled.launched, {'walk_kernel': (0, 33)}, 32, tmp_path)
+    assert {name for name, _ in compiled(90, 196, 16, 32, BF16, B=99)} >= OF_CHUNKS
+    assert not OF_CHUNKS & {name for name, _ in compiled(90, 64, 16, 32, BF16, B=99)}
 
 
 @needs_gluon

@@ -1,8 +1,8 @@
 """The gradients of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
 
 Formulas and symbols are those of `..backward`. A program sends for all that a chunk needs at once, and works on both
-directions together. The diagonal, on which no decay lies, is in both: what it adds to the gradients of the gates, in
-terms of the same rounded numbers, is 0.
+directions together. The diagonal, on which no decay lies, is in both. What it adds to a query's side of the gates' gradients
+and to a key's are made of the same rounded numbers, and their difference is float32's rounding.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from .chunks import (
     wait,
 )
 
-REGISTERS = {16: 128, 32: 255}  # of a thread, by K: four programs run on a multiprocessor, or two
+REGISTERS = {16: 128, 32: 255}  # of a thread, by K: four programs run on a multiprocessor, with V = 2 K, or two
 
 
 @gluon.jit
@@ -61,7 +61,11 @@ def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl
 
 @gluon.jit
 def put_factors(q, k, X, u, tiles, V: gl.constexpr):
-    """q 2^X and k 2^-X to two tiles; the latter as a left factor, and as it meets the states, wider than these."""
+    """q 2^X and k 2^-X to two tiles.
+
+    Returns:
+        k 2^-X, and k as it meets the states, wider than these, as a left factor.
+    """
     tiles[0].store((q * gl.exp2(X)).to(HALF))
     k = k * gl.exp2(-X)
     tiles[1].store(k.to(HALF))
@@ -85,7 +89,8 @@ def bigla_grad_kernel(
     KEYS: gl.constexpr = product(K)
     SCORES: gl.constexpr = product(TOKENS)
     narrow = allocate_tiles(TOKENS, K, 2)  # q, k
-    ahead, back = allocate_tiles(TOKENS, K, 2), allocate_tiles(TOKENS, K, 2)  # q and k times powers of 2; at last dq ..
+    # q and k times powers of 2, of both directions; then dq and dk, and the gradients of the gates.
+    ahead, back = allocate_tiles(TOKENS, K, 2), allocate_tiles(TOKENS, K, 2)
     values = allocate_tiles(TOKENS, V, 2)  # v, do
     v_, do_ = values[0], values[1]
     # Parts of what the gates' gradients sum up, where v and do have been. Those of another width are not put there:
@@ -95,7 +100,8 @@ def bigla_grad_kernel(
     S, R, dS, dR = states[0], states[1], states[2], states[3]
     ones = allocate(TOKENS, TOKENS)
     w = allocate_row(K), allocate_row(K)  # sum_V S' dS', R' dR'
-    # The low-rank decay of both directions, and its weight; with a RANK alone.
+    # The low-rank decay of both directions, and its weight; with a RANK alone. Where it has the width of keys, it is
+    # in their place, and for its own gradients copied once more: four programs have room, and not with two tiles more.
     low = None if RANK == 0 else ahead if RANK == K else allocate_tiles(TOKENS, RANK, 2)
     weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
     scores = allocate_tiles(TOKENS, TOKENS, 2)  # D of both directions, where the parts of f and b have been
@@ -160,8 +166,8 @@ def bigla_grad_kernel(
     yb = warpgroup_mma(v_, dR.permute((1, 0)), zero, use_acc=False, is_async=True)
     d, xf, xb, yf, yb = warpgroup_mma_wait(0, (d, xf, xb, yf, yb))
     d = d.to(HALF)
-    scores[0].store(selected(d, ones.load(SCORES), True))
-    scores[1].store(selected(d, ones.permute((1, 0)).load(SCORES), True))
+    scores[0].store(selected(d, ones.load(SCORES)))
+    scores[1].store(selected(d, ones.permute((1, 0)).load(SCORES)))
     meet()
     xf = warpgroup_mma(scores[0], ahead[1], xf * uf, is_async=True)
     xb = warpgroup_mma(scores[1], back[1], xb * ub, is_async=True)

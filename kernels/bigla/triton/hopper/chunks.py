@@ -137,9 +137,9 @@ def put_ones(to, STRICT: gl.constexpr = False):
 
 @gluon.jit
 def wait(N: gl.constexpr):
-    """Until all but N groups of a thread's copies are there; others see them when all have met.
+    """Until all but N groups of a thread's copies are there; `meet` has to follow, before anyone reads them.
 
-    Before they do, `async_copy.wait_group` would let them meet once more.
+    `async_copy.wait_group` has a barrier of its own, and that is one more.
     """
     asm: gl.constexpr = f'cp.async.wait_group {N}; mov.b32 $0, $1;'
     gl.inline_asm_elementwise(asm, '=r,r', [gl.to_tensor(0)], gl.int32, is_pure=False, pack=1)
@@ -180,7 +180,7 @@ def store_tile(p, stride, x, count):
 
 @gluon.jit
 def beside(x, y):
-    """Two tiles beside each other.  (TOKENS, 2 W)"""
+    """x and y (TOKENS, W), rounded to half precision, beside each other.  (TOKENS, 2 W)"""
     W: gl.constexpr = x.shape[1]
     both = gl.join(x.to(HALF), y.to(HALF)).permute((0, 2, 1)).reshape([TOKENS, 2 * W])
     return gl.convert_layout(both, product(2 * W))
@@ -242,7 +242,9 @@ def gates_of(
     gates, gates_s, copied, weight, b, left, h, H, count,
     D: gl.constexpr, N: gl.constexpr, K: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """Gates (TOKENS, N) of direction D, read where they are, or as `copy_gates` `copied` them (None: it did not)."""
+    """Gates (TOKENS, N) of direction D, made of the low-rank decay that `copy_gates` `copied` and `weight`; or as they
+    are, copied or (None) not.
+    """
     KEYS: gl.constexpr = product(N)
     if RANK > 0:
         zero = gl.zeros([TOKENS, N], gl.float32, KEYS)
@@ -264,7 +266,7 @@ def log_decays(
 ):  # fmt: skip
     """Log2 decays of direction D.  (TOKENS, N)"""
     g = decay(gates_of(gates, gates_s, copied, weight, b, left, h, H, count, D, N, K, RANK), LOGITS)
-    if LOGITS:  # a log a of 0 is none, a logit of 0 is one
+    if LOGITS:  # a logit of 0, as there is behind `count`, is a decay
         _, m = rows_at(0, 1, count, TOKENS, N, K, product(N))
         g = gl.where(m, g, 0.0)
     return g
@@ -297,34 +299,34 @@ def left_factor(x, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def selected(x, ones, INSIDE: gl.constexpr):
-    """x, of half precision, where `ones` are (INSIDE) or are not, and 0 elsewhere, two numbers at a time.
+def selected(x, ones):
+    """x, of half precision, where `ones` are, and 0 elsewhere, two numbers at a time.
 
     The lower byte of a 1 has its highest bit set, and makes all bits of a mask.
     """
-    if INSIDE:
-        asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; and.b32 $0, $1, m; }'
-    else:
-        asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; lop3.b32 $0, $1, m, 0, 0x30; }'
+    asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; and.b32 $0, $1, m; }'
     return gl.inline_asm_elementwise(asm, '=r,r,r', [x, ones], x.dtype, is_pure=True, pack=2)
 
 
 @gluon.jit
-def diagonal_scores(qf, qb, narrow, ones, V: gl.constexpr):
-    """Scores A of queries and of the keys that `put_keys` put; a left factor.  (TOKENS, TOKENS)"""
+def diagonal_scores(x, y, tiles, ones, V: gl.constexpr):
+    """Scores of rows x and y with those of two tiles, at or before each and at or behind it; a left factor.
+
+    Of queries with keys A, of keys in the other order with queries A^T.  (TOKENS, TOKENS)
+    """
     VALUES: gl.constexpr = product(V)
     SCORES: gl.constexpr = product(TOKENS)
     LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    qf, qb = left_factor(qf, SCORES), left_factor(qb, SCORES)
+    x, y = left_factor(x, SCORES), left_factor(y, SCORES)
     # One after the other, for want of registers. Selected, not multiplied by a mask: the other half may be inf. The
     # diagonal is in both.
-    a = warpgroup_mma(qf, narrow[0].permute((1, 0)), none, use_acc=False, is_async=True)
-    a, qf, qb = warpgroup_mma_wait(0, (a, qf, qb))
-    a = selected(left_factor(a, VALUES), ones.load(LEFT), True)
-    c = warpgroup_mma(qb, narrow[1].permute((1, 0)), none, use_acc=False, is_async=True)
-    c, qb = warpgroup_mma_wait(0, (c, qb))
-    a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT), True)
+    a = warpgroup_mma(x, tiles[0].permute((1, 0)), none, use_acc=False, is_async=True)
+    a, x, y = warpgroup_mma_wait(0, (a, x, y))
+    a = selected(left_factor(a, VALUES), ones.load(LEFT))
+    c = warpgroup_mma(y, tiles[1].permute((1, 0)), none, use_acc=False, is_async=True)
+    c, y = warpgroup_mma_wait(0, (c, y))
+    a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT))
     return a
 
 
