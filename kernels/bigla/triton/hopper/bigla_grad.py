@@ -1,8 +1,8 @@
 """The gradients of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
 
 Formulas and symbols are those of `..backward`. A program sends for all that a chunk needs at once, and works on both
-directions together. The diagonal, on which no decay lies, is in both. What it adds to a query's side of the gates' gradients
-and to a key's are made of the same rounded numbers, and their difference is float32's rounding.
+directions together. The diagonal, on which no decay lies, is in both. What it adds to a query's side of the gates'
+gradients and to a key's are made of the same rounded numbers, and their difference is float32's rounding.
 """
 
 from collections.abc import Sequence
