@@ -146,45 +146,53 @@ def code(kernel, tmp_path, C: int) -> Code:
 
 
 def unset(sass: str) -> list[str]:
-    """Instructions that read a uniform register which none before them has set: so ptxas 12.8 makes some descriptors of
-    tiles in shared memory, and a product reads another tile. In the order of the code, whoever runs it."""
+    """Instructions that use a uniform register which none before them has set: so ptxas 12.8 makes some descriptors of
+    tiles in shared memory, and a product reads another tile. In the order of the code, whoever runs it.
+
+    Half of a pair may be moved before it is set: what it is moved to is not set, either.
+    """
     found, known = [], set()
     for line in re.findall(r'^\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;', sass, re.M):
         name, *operands = re.sub(r'^@!?U?P\w+\s+', '', line).replace(',', ' ').split()
         target = re.fullmatch(r'UR(\d+)', operands[0]) if operands and not name.startswith('UST') else None
-        wide = 4 if '.128' in name else 2 if re.search(r'\.(64|WIDE)', name) else 1
+        ready = True
         for operand in operands[1:] if target else operands:
             for prefix, number in re.findall(r'(g?desc\[)?UR(\d+)', operand):
                 # Of two tiles four registers, of one, where the left factor is not a tile, the last two of four.
-                of_tiles = {'gdesc[': range(0 if operand == operands[1] else 2, 4), 'desc[': range(2)}
+                of_tiles = {'gdesc[': range(0 if operand in operands[1:2] else 2, 4), 'desc[': range(2)}
                 of_pair = range(2 if name == 'UIADD3.64' else 1)
-                if not {int(number) + n for n in of_tiles.get(prefix, of_pair)} <= known:
-                    found.append(line)
+                ready &= {int(number) + n for n in of_tiles.get(prefix, of_pair)} <= known
+        if not ready and name not in ('MOV', 'UMOV'):
+            found.append(line)
         if target:
-            known |= {int(target[1]) + n for n in range(wide)}
+            wide = 4 if '.128' in name else 2 if re.search(r'\.(64|WIDE)', name) else 1
+            written = {int(target[1]) + n for n in range(wide)}
+            known = known | written if ready else known - written
     return found
 
 
 def test_registers_that_nothing_set():
-    first, second, *rest = (
-        f'        /*{n:04x}*/              {line} ;'
-        for n, line in enumerate(
-            [
-                'UMOV UR34, 0x40',
-                'R2UR UR35, R7',
-                'UIADD3.64 UR40, UR34, 0x40, URZ',
-                '@!P0 UMOV UR42, UR35',
-                'UMOV UR43, 0x80000020',
-                'HGMMA.64x32x16.F32.BF16 R40, gdesc[UR40].tnspB, RZ, !UPT',
-                'HGMMA.64x32x16.F32.BF16 R40, R56, gdesc[UR40].tnspB, R40, gsb0',
-            ]
-        )
-    )
-    assert unset('\n'.join([first, second, *rest])) == []
-    assert unset('\n'.join([second, *rest])) == ['UIADD3.64 UR40, UR34, 0x40, URZ']
-    assert unset('\n'.join([first, *rest])) == ['@!P0 UMOV UR42, UR35']
-    assert len(unset('\n'.join([first, second, *rest[:2], *rest[3:]]))) == 2  # of products whose tile has half of one
-    assert len(unset('\n'.join([first, second, *rest[1:]]))) == 1  # of that whose left factor is a tile, too
+    lines = [
+        'UMOV UR34, 0x40',
+        'R2UR UR35, R7',
+        'UIADD3.64 UR40, UR34, 0x40, URZ',
+        '@!P0 UMOV UR42, UR34',
+        'UMOV UR43, 0x80000020',
+        'HGMMA.64x32x16.F32.BF16 R40, gdesc[UR40].tnspB, RZ, !UPT',
+        'HGMMA.64x32x16.F32.BF16 R40, R56, gdesc[UR40].tnspB, R40, gsb0',
+    ]
+
+    def without(*absent: int) -> list[int]:
+        here = [n for n in range(len(lines)) if n not in absent]
+        found = unset('\n'.join(f'        /*{n:04x}*/              {lines[n]} ;' for n in here))
+        return [lines.index(line) for line in found]
+
+    assert without() == []
+    assert without(0) == [2, 5, 6]
+    assert without(1) == [2, 5]  # half of a pair
+    assert without(2) == [5]  # the left factor's tile
+    assert without(3) == without(4) == [5, 6]
+    assert without(0, 2) == [5, 6]  # moved, and not set
 
 
 def assembler_says(kernel, tmp_path) -> str:
