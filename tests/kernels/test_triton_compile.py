@@ -138,7 +138,7 @@ def code(kernel, tmp_path, C: int) -> Code:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     usage, sass = dump('-res-usage'), dump('-sass')
-    assert not unset(sass)
+    assert kernel.metadata.target.arch != 90 or not unset(sass)
     operations = re.findall(r'^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z]\w*)', sass, re.M)
     count = sum(name != 'NOP' for name in operations)
     registers, stack = (int(re.search(rf'{name}:(\d+)', usage)[1]) for name in ('REG', 'STACK'))
