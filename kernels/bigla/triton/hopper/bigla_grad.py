@@ -24,6 +24,7 @@ from .chunks import (
     by_rows,
     copy,
     copy_gates,
+    copy_narrow,
     diagonal_scores,
     gates_of,
     half_total,
@@ -114,11 +115,7 @@ def bigla_grad_kernel(
     left = c * TOKENS
     count = gl.minimum(L - left, TOKENS)
     stored = gl.where(gl.load(hard + index) == 0, count, 0)
-    if RANK > 0:
-        copy_gates(low, gates, gates_s, b, left, h, count, K, RANK)
-    copy(narrow[0], row(q, q_s, b, left, h), q_s[1], count, K)
-    copy(narrow[1], row(k, k_s, b, left, h), k_s[1], count, K)
-    async_copy.commit_group()
+    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
     copy(v_, row(v, v_s, b, left, h), v_s[1], count, V)
     copy(do_, row(do, do_s, b, left, h), do_s[1], count, V)
     for D in gl.static_range(2):

@@ -20,7 +20,7 @@ from .chunks import (
     as_tile,
     columns,
     copy,
-    copy_gates,
+    copy_narrow,
     diagonal_scores,
     half_total,
     joined,
@@ -146,11 +146,7 @@ def bigla_out_kernel(
     b, c, h = locate(index, NT, H)
     left = c * TOKENS
     count = gl.minimum(L - left, TOKENS)
-    if RANK > 0:
-        copy_gates(low, gates, gates_s, b, left, h, count, K, RANK)
-    copy(narrow[0], row(q, q_s, b, left, h), q_s[1], count, K)
-    copy(narrow[1], row(k, k_s, b, left, h), k_s[1], count, K)
-    async_copy.commit_group()
+    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
     copy(values, row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
     put_ones(ones)

@@ -20,6 +20,7 @@ from .chunks import (
     allocate_rows,
     copy,
     copy_gates,
+    copy_narrow,
     diagonal_scores,
     joined,
     left_factor,
@@ -101,10 +102,7 @@ def compute(
     count = gl.minimum(L - left, TOKENS)
     own, parts = (keys[0].index(group), keys[1].index(group)), (pieces[0].index(group), pieces[1].index(group))
     q_, k_ = narrow[0].index(group), narrow[1].index(group)
-    copy_gates(own, gates, gates_s, b, left, h, count, K, 0)
-    copy(q_, row(q, q_s, b, left, h), q_s[1], count, K)
-    copy(k_, row(k, k_s, b, left, h), k_s[1], count, K)
-    async_copy.commit_group()
+    copy_narrow(q, k, gates, q_s, k_s, gates_s, (q_, k_), own, b, left, h, count, K, 0)
     copy(values.index(group), row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
     if group == 0:  # while its tokens are under way

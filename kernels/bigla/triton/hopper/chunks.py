@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..merge import Merge
-from ..primitives import LONG, Gates, decay, gate_rows
+from ..primitives import LONG, Gates, decay, gate_rows, row
 
 TOKENS = gl.constexpr(LONG[32].C)  # of a chunk: 64, for all widths
 HALF = gl.constexpr(gl.bfloat16)
@@ -235,6 +235,18 @@ def copy_gates(to, gates, gates_s, b, left, h, count, K: gl.constexpr, RANK: gl.
         for D in gl.static_range(2):
             p, stride = gate_rows(gates, gates_s, b, left, h, D)
             copy(to[D], p, stride, count, RANK if RANK > 0 else K)
+
+
+@gluon.jit
+def copy_narrow(
+    q, k, gates, q_s, k_s, gates_s, narrow, copied, b, left, h, count, K: gl.constexpr, RANK: gl.constexpr
+):  # fmt: skip
+    """q and k to two tiles, and gates to two others, as `copy_gates` does, or (None) not; a group under way."""
+    if copied is not None:
+        copy_gates(copied, gates, gates_s, b, left, h, count, K, RANK)
+    copy(narrow[0], row(q, q_s, b, left, h), q_s[1], count, K)
+    copy(narrow[1], row(k, k_s, b, left, h), k_s[1], count, K)
+    async_copy.commit_group()
 
 
 @gluon.jit
