@@ -15,7 +15,7 @@ The sums of the last two lines end at the chunk, so that rounding does not grow 
 were rounded for the dots, so that terms which cancel do. A^T and D^T come from dots of their own: Triton 3.4 to 3.6
 miscompiles a dot whose operand is a transposed result on Hopper (fla-org/flash-linear-attention#640).
 
-1. `states` of the forward, other way round: dS' and dR' of every chunk.
+1. `states` of the forward, other way round: dS' and dR' of every chunk, or what these are sums of.
 2. `grad_kernel`: the five gradients, by one writer each; of long chunks `hopper.launch_bigla_grad`.
 3. `exact_grad_kernel`: those of the hard chunks.
 """
@@ -48,6 +48,7 @@ from .primitives import (
     locate,
     longer_chunk,
     operand,
+    others,
     precision,
     row,
     rows,
@@ -178,13 +179,32 @@ def grad_kernel(
         store_rows(row(dk, dk_s, b, left, h), dk_s[1], dkf + dkb, r, soft, K, BK)
 
 
+@triton.jit
+def load_entering(
+    state, total, i, d, n, step, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, v0,
+    SUMS: tl.constexpr,
+):  # fmt: skip
+    """Columns v0.. of the state that enters chunk i, or, where `state` has SUMS, what n of these add up to, from chunk
+    i + n step on.
+    """
+    if not SUMS:
+        return load_state(state, i, d, K, V, BK, BV, v0)
+    else:
+        X = tl.zeros([BK, BV], tl.float32)
+        at = i + n * step
+        while at != i:
+            X = tl.exp2(load_total(total, at, d, K, BK))[:, None] * X + load_state(state, at, d, K, V, BK, BV, v0)
+            at -= step
+        return X.to(state.dtype.element_ty).to(tl.float32)
+
+
 @kernel(do_not_specialize=('L', 'NT', 'N'), wgmma=False)
 def exact_grad_kernel(
-    q, k, v, gates, do, state, dstate, hard, dq, dk, dv, dgf, dgb,
+    q, k, v, gates, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H, N,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ONE: tl.constexpr, LOGITS: tl.constexpr, RANK: tl.constexpr, BR: tl.constexpr, PREC: tl.constexpr,
-    ALL: tl.constexpr,
+    SUMS: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
     """The five gradients of the hard chunks, found as in `exact_out_kernel`; or of ALL.
 
@@ -226,8 +246,10 @@ def exact_grad_kernel(
                         dt += dot(v_, tl.trans(do_), PREC)
                         if not ONE:
                             for D in tl.static_range(2):
-                                S = load_state(state, i, D, K, V, BK, BV, v0)
-                                dS = load_state(dstate, i, D, K, V, BK, BV, v0)
+                                before, behind = (c, NT - 1 - c) if D == 0 else (NT - 1 - c, c)
+                                step = -H if D == 0 else H
+                                S = load_entering(state, total, i, D, before, step, K, V, BK, BV, v0, SUMS)
+                                dS = load_entering(dstate, total, i, D, behind, -step, K, V, BK, BV, v0, SUMS)
                                 uq = tl.exp2(pf if D == 0 else sb)
                                 uk = tl.exp2(sf if D == 0 else pb)
                                 x, y = operand(q_ * uq, PREC), operand(k_ * uk, PREC)
@@ -327,7 +349,8 @@ def launch_backward(
             scale / 2, L, NT, H, N, ONE=one, WALK=walk, num_warps=cfg.grad_warps, **tile,
         )  # fmt: skip
     exact_grad_kernel[min(N, SEARCHERS // cfg.exact_grad_warps),](
-        q, k, v, g, do, state, dstate, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
-        ONE=one, ALL=limit is None, num_warps=cfg.exact_grad_warps, maxnreg=MOST_REGISTERS, **tile,
+        q, k, v, g, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb, *strides, scale / 2, L, NT, H, N,
+        ONE=one, SUMS=by_hopper and others(NT) > 0, ALL=limit is None,
+        num_warps=cfg.exact_grad_warps, maxnreg=MOST_REGISTERS, **tile,
     )  # fmt: skip
     return into

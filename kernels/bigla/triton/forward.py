@@ -9,7 +9,7 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
 
 1. `state_kernel`: the sums of S' and R' of every chunk, and its totals.
 2. `scan_kernel`: S and R of every chunk, in place of the sums; segment by segment where there are many chunks. Where
-   there are few, but many sequences, `walk_kernel` does 1 and 2.
+   there are few, but many sequences, `walk_kernel` does 1 and 2, and on Hopper 3 does 2.
 3. `out_kernel`: the outputs, both directions by one score matrix. It splits 2^(F_i-F_j) at half the total, so that
    neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard.
 4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.
@@ -53,6 +53,7 @@ from .primitives import (
     locate,
     longer_chunk,
     operand,
+    others,
     precision,
     row,
     rows,
@@ -353,10 +354,10 @@ def buffers(q: Tensor, v: Tensor, NT: int, one: bool, keep: bool = True) -> tupl
 
     Without `keep` there is nothing of it, as is returned where there is to be no backward.
 
-    The states (B NT nh, 2, K, V) of both directions, in bfloat16 where the tensors are and float32 otherwise, and the
-    log2 totals (B NT nh, 2, K) in float32, or nothing of these where there is `one` chunk. Whether a chunk is hard
-    (B NT nh) in int32, or nothing where all are; one to spare, since a symbolic size that might be 1 would make
-    torch.export specialise L.
+    The states (B NT nh, 2, K, V) that enter from both sides, or where there are `others` what the chunk adds to them,
+    in bfloat16 where the tensors are and float32 otherwise, and the log2 totals (B NT nh, 2, K) in float32, or nothing
+    of these where there is `one` chunk. Whether a chunk is hard (B NT nh) in int32, or nothing where all are; one to
+    spare, since a symbolic size that might be 1 would make torch.export specialise L.
     """
     B, _, H, K = q.shape
     N = B * NT * H if keep else 0
@@ -386,7 +387,7 @@ def launch_forward(
 
     Returns:
         o (B, L, nh, V) of v's dtype, or nothing where there is a `merge`, done by the same kernels, and no `keep`, and
-        the states that enter each chunk, totals and flags as in `buffers`, with room for those of chunks of C.
+        states, totals and flags as in `buffers`, with room for those of chunks of C.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
@@ -461,13 +462,16 @@ def states(
 ) -> None:  # fmt: skip
     """Launch what makes the states that enter each chunk, of x and y, or with `grad` their gradients.
 
-    `tile` are constants of the kernels; `by_hopper`: those of `hopper` make the sums, for tensors that are `prepared`.
+    `tile` are constants of the kernels; `by_hopper`: those of `hopper` make the sums, for tensors that are `prepared`,
+    and where there are `others` it stays at these.
     """
     B, L, H, K = x.shape
     V = y.shape[-1]
     NT = ceil_div(L, cfg.C)
     if by_hopper:
         hopper.launch_bigla_state(x, y, gates, state, total, scale, grad)
+        if others(NT) > 0:
+            return
     else:
         across = ceil_div(V, cfg.BV)
         strides = token_strides(x), token_strides(y), gates.strides()

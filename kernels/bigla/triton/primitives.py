@@ -104,9 +104,10 @@ LONG = {
 LONG_FROM = {16: 150_000, 32: 0}
 SHORT = 512
 # Tokens of a sequence up to which those serve better than Hopper's, by K: without gradients, and with them.
-SHORT_ON_HOPPER = {16: (512, 64), 32: (128, 128)}
+SHORT_ON_HOPPER = {16: (64, 64), 32: (128, 128)}
 WHOLE = {32: (32, 256)}  # the same, of which Hopper has all in one program, without gradients: more than, and at most
 WHOLE_FROM = 32  # such programs: fewer take longer than the many that work on parts of the sequences
+OTHERS = 3  # chunks of a sequence whose states each chunk adds up itself on Hopper, beside its own; more have a scan
 FEW = 1056  # chunks up to which the output kernel does hard ones itself
 MANY = 8192  # programs of the scan
 WALKED = 7  # chunks of a sequence up to which one program takes them one after the other, and no scan is needed
@@ -153,6 +154,11 @@ def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tupl
         return (LONG[K].C, True) if SHORT_ON_HOPPER[K][keep] < L else (C, False)
     many = L > SHORT and LONG_FROM.get(block(K), math.inf) <= B * L * H
     return LONG[block(K)].C if many and not keep else C, False
+
+
+def others(NT: int) -> int:
+    """Of how many chunks at most each of NT adds up the states itself, for kernels of `hopper`; 0: a scan does it."""
+    return OTHERS if NT <= OTHERS + 1 else 0
 
 
 @functools.cache

@@ -13,34 +13,34 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
 
 from ..launch import begin, kernel
-from ..primitives import Gates, ceil_div, gate_grad, locate, row, token_strides
+from ..primitives import Gates, ceil_div, gate_grad, locate, others, row, token_strides
 from .chunks import (
     HALF,
     TOKENS,
+    added_up,
     allocate,
     allocate_row,
     allocate_tiles,
     as_tile,
-    by_rows,
     copy,
     copy_gates,
     copy_narrow,
     diagonal_scores,
     gates_of,
     half_total,
-    joined,
     left_factor,
     meet,
     product,
     put_decays,
     put_in_parts,
-    put_ones,
     put_weight,
     selected,
     state_at,
+    state_pointers,
     store,
     store_tile,
-    sums,
+    sums_of_both,
+    total_pointers,
     wait,
 )
 
@@ -50,14 +50,25 @@ REGISTERS = {16: 128, 32: 255}  # of a thread, by K: four programs run on a mult
 @gluon.jit
 def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
     """sum_V S' dS' of a direction, whose state leaves the chunk and enters `after`.  (K)"""
-    BY: gl.constexpr = by_rows(V)
-    kk = gl.arange(0, K, gl.SliceLayout(1, BY))
-    vv = gl.arange(0, V, gl.SliceLayout(0, BY))
-    at = kk[:, None] * V + vv[None, :]
     # At the end of the sequence there is none, and no gradient: dS' = 0.
-    S = gl.load(state_at(state, after, D, K, V) + at).to(gl.float32)
-    dS = gl.load(state_at(dstate, i, D, K, V) + at).to(gl.float32)
+    S = gl.load(state_pointers(state, after, D, K, V)).to(gl.float32)
+    dS = gl.load(state_pointers(dstate, i, D, K, V)).to(gl.float32)
     to[D].store(gl.sum(S * dS, 1))
+
+
+@gluon.jit
+def put_added_up(
+    state, dstate, total, i, before, behind, step, tiles, to,
+    D: gl.constexpr, OTHERS: gl.constexpr, K: gl.constexpr, V: gl.constexpr,
+):  # fmt: skip
+    """The state of a direction and its gradient, `added_up`, to their tiles, and what `carried` makes of both."""
+    S = added_up(state, total, i, before, -step, D, OTHERS, K, V)
+    dS = added_up(dstate, total, i, behind, step, D, OTHERS, K, V).to(HALF)
+    decay = gl.exp2(gl.load(total_pointers(total, i, D, K, V)))[:, None]
+    leaves = decay * S + gl.load(state_pointers(state, i, D, K, V)).to(gl.float32)
+    to[D].store(gl.sum(leaves * dS.to(gl.float32), 1))
+    tiles[D].store(S.to(HALF))
+    tiles[2 + D].store(dS)
 
 
 @gluon.jit
@@ -84,7 +95,7 @@ def put_gate_terms(tiles, x, y, to):
 def bigla_grad_kernel(
     q, k, v, gates, do, state, dstate, total, hard, dq, dk, dv, dgf, dgb,
     q_s, k_s, v_s, gates_s, do_s, dk_s, dv_s, dg_s, scale, L, NT, H,
-    K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
+    K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr, OTHERS: gl.constexpr,
 ):  # fmt: skip
     """The five gradients of one chunk; those of a hard one are not stored. dq has dk's strides, and dgf dgb's."""
     KEYS: gl.constexpr = product(K)
@@ -99,16 +110,16 @@ def bigla_grad_kernel(
     terms = values if V == 2 * K else allocate_tiles(TOKENS, 2 * K, 2)
     states = allocate_tiles(K, V, 4)  # S, R, dS', dR'
     S, R, dS, dR = states[0], states[1], states[2], states[3]
-    ones = allocate(TOKENS, TOKENS)
     w = allocate_row(K), allocate_row(K)  # sum_V S' dS', R' dR'
     # The low-rank decay of both directions, and its weight; with a RANK alone. Where it has the width of keys, it is
     # in their place, and for its own gradients copied once more: four programs have room, and not with two tiles more.
-    low = None if RANK == 0 else ahead if RANK == K else allocate_tiles(TOKENS, RANK, 2)
+    # Gates as they are take this way beside states that are added up, whose loads they would wait for otherwise.
+    low = ahead if RANK == K or RANK == 0 else allocate_tiles(TOKENS, RANK, 2)
+    low = low if RANK > 0 or OTHERS > 0 else None
     weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
     scores = allocate_tiles(TOKENS, TOKENS, 2)  # D of both directions, where the parts of f and b have been
     parts = as_tile(scores[0], 2 * K), as_tile(scores[1], 2 * K)
     out = allocate(TOKENS, V)  # dv
-    put_ones(ones)
     begin(False)
     index = gl.program_id(0)
     b, c, h = locate(index, NT, H)
@@ -118,23 +129,29 @@ def bigla_grad_kernel(
     copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
     copy(v_, row(v, v_s, b, left, h), v_s[1], count, V)
     copy(do_, row(do, do_s, b, left, h), do_s[1], count, V)
-    for D in gl.static_range(2):
-        copy(states[D], state_at(state, index, D, K, V), V, K, V)
-        copy(states[2 + D], state_at(dstate, index, D, K, V), V, K, V)
+    if OTHERS == 0:
+        for D in gl.static_range(2):
+            copy(states[D], state_at(state, index, D, K, V), V, K, V)
+            copy(states[2 + D], state_at(dstate, index, D, K, V), V, K, V)
     async_copy.commit_group()
+    if OTHERS > 0:
+        put_added_up(state, dstate, total, index, c, NT - 1 - c, 2 * H, states, w, 0, OTHERS, K, V)
+        put_added_up(state, dstate, total, index, NT - 1 - c, c, -2 * H, states, w, 1, OTHERS, K, V)
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)
+    if low is not None:
         wait(1)
         meet()
     f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
-    carried(state, dstate, index, gl.where(c + 1 < NT, index + H, index), w, 0, K, V)
-    carried(state, dstate, index, gl.where(c > 0, index - H, index), w, 1, K, V)
+    if OTHERS == 0:
+        carried(state, dstate, index, gl.where(c + 1 < NT, index + H, index), w, 0, K, V)
+        carried(state, dstate, index, gl.where(c > 0, index - H, index), w, 1, K, V)
     wait(1)
     meet()
-    X, Y = warpgroup_mma_wait(0, (sums(ones, parts[0]), sums(ones, parts[1])))
+    X, Y = sums_of_both(parts, False, False)
     # Of a query's 2^X and 2^Y, a key's having -X and -Y.
-    X, Y = joined(X) - half_f, half_b + e - joined(Y)
+    X, Y = X - half_f, half_b + e - Y
     uf, ub = gl.exp2(half_f), gl.exp2(half_b)
     q_, k_ = narrow[0].load(KEYS).to(gl.float32) * scale, narrow[1].load(KEYS).to(gl.float32)
     kf, sf = put_factors(q_, k_, X, uf, ahead, V)
@@ -142,11 +159,12 @@ def bigla_grad_kernel(
     wait(0)
     meet()
 
+    low = low if RANK > 0 else None
     if RANK == K:
         low = narrow
         copy_gates(low, gates, gates_s, b, left, h, count, K, RANK)
         async_copy.commit_group()
-    a = diagonal_scores(kb, kf, (back[0], ahead[0]), ones, V)  # A^T
+    a = diagonal_scores(kb, kf, (back[0], ahead[0]), V)  # A^T
     dv_ = gl.zeros([TOKENS, V], gl.float32, product(V))
     dv_ = warpgroup_mma(a, do_, dv_, use_acc=False, is_async=True)
     dv_ = warpgroup_mma(sf, dS, dv_, is_async=True)
@@ -162,16 +180,16 @@ def bigla_grad_kernel(
     yf = warpgroup_mma(v_, dS.permute((1, 0)), zero, use_acc=False, is_async=True)
     yb = warpgroup_mma(v_, dR.permute((1, 0)), zero, use_acc=False, is_async=True)
     d, xf, xb, yf, yb = warpgroup_mma_wait(0, (d, xf, xb, yf, yb))
-    d = d.to(HALF)
-    scores[0].store(selected(d, ones.load(SCORES)))
-    scores[1].store(selected(d, ones.permute((1, 0)).load(SCORES)))
+    df, db = selected(left_factor(d, KEYS), False), selected(left_factor(d, KEYS), True)
+    scores[0].store(df)
+    scores[1].store(db)
+    xf = warpgroup_mma(df, ahead[1], xf * uf, is_async=True)
+    xb = warpgroup_mma(db, back[1], xb * ub, is_async=True)
     meet()
-    xf = warpgroup_mma(scores[0], ahead[1], xf * uf, is_async=True)
-    xb = warpgroup_mma(scores[1], back[1], xb * ub, is_async=True)
     yf = warpgroup_mma(scores[0].permute((1, 0)), ahead[0], yf * uf, is_async=True)
     yb = warpgroup_mma(scores[1].permute((1, 0)), back[0], yb * ub, is_async=True)
     store_tile(row(dv, dv_s, b, left, h), dv_s[1], out, stored)
-    xf, xb, yf, yb = warpgroup_mma_wait(0, (xf, xb, yf, yb))
+    xf, xb, yf, yb, df, db = warpgroup_mma_wait(0, (xf, xb, yf, yb, df, db))
 
     put_gate_terms(ahead, xf, yf, terms[0])
     put_gate_terms(back, xb, yb, terms[1])
@@ -182,12 +200,11 @@ def bigla_grad_kernel(
     y = gl.exp2(-X) * yf + gl.exp2(-Y) * yb
     wait(0)
     meet()
-    gf, gb = sums(ones.permute((1, 0)), terms[0]), sums(ones, terms[1])
+    gf, gb = sums_of_both(terms, True, False)
     ahead[0].store(x.to(HALF))
     ahead[1].store(y.to(HALF))
-    gf, gb = warpgroup_mma_wait(0, (gf, gb))
-    gf = joined(gf) + w[0].load(gl.SliceLayout(0, KEYS))[None, :]
-    gb = joined(gb) + w[1].load(gl.SliceLayout(0, KEYS))[None, :]
+    gf += w[0].load(gl.SliceLayout(0, KEYS))[None, :]
+    gb += w[1].load(gl.SliceLayout(0, KEYS))[None, :]
     if LOGITS:
         gf = gate_grad(gf, gates_of(gates, gates_s, low, weight, b, left, h, H, count, 0, K, K, RANK), True)
         gb = gate_grad(gb, gates_of(gates, gates_s, low, weight, b, left, h, H, count, 1, K, K, RANK), True)
@@ -218,5 +235,6 @@ def launch_bigla_grad(
     bigla_grad_kernel[B * NT * H,](
         q, k, v, gates.pointers(), do, state, dstate, total, hard, *into,
         *(token_strides(x) for x in (q, k, v)), gates.strides(), *strides, scale / 2, L, NT, H,
-        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=gates.options()['RANK'], num_warps=4, maxnreg=REGISTERS[K],
+        K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=gates.options()['RANK'], OTHERS=others(NT),
+        num_warps=4, maxnreg=REGISTERS[K],
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """The outputs of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
 
 Formulas and symbols are those of `..forward`. A program sends for all that a chunk needs at once, and works on both
-directions together. The states come last: the scan that makes them may still be at work.
+directions together. The states come last: the scan that makes them may still be at work. Where there are few chunks
+there is none, and the program adds up itself what these leave.
 """
 
 from torch import Tensor
@@ -11,10 +12,11 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgro
 
 from ..launch import begin, kernel
 from ..merge import Merge, mixed
-from ..primitives import Gates, ceil_div, locate, row, token_strides
+from ..primitives import Gates, ceil_div, locate, others, row, token_strides
 from .chunks import (
     HALF,
     TOKENS,
+    added_up,
     allocate,
     allocate_tiles,
     as_tile,
@@ -28,13 +30,12 @@ from .chunks import (
     meet,
     product,
     put_decays,
-    put_ones,
     put_weight,
     rows_of,
     shared,
     state_at,
     store_tile,
-    sums,
+    sums_of_both,
     wait,
 )
 
@@ -42,13 +43,21 @@ REGISTERS = {16: 96, 32: 128}  # of a thread, by K: five programs run on a multi
 
 
 @gluon.jit
-def put_keys(q, k, b, half_f, half_b, keys, parts, ones):
+def put_keys(q, k, b, half_f, half_b, keys, parts):
     """Queries of both directions (TOKENS, K), and their keys to two tiles, split at half the total."""
-    F, E = warpgroup_mma_wait(0, (sums(ones, parts[0]), sums(ones, parts[1])))
-    F, E = joined(F) - half_f, half_b + b - joined(E)
+    F, E = sums_of_both(parts, False, False)
+    F, E = F - half_f, half_b + b - E
     keys[0].store((k * gl.exp2(-F)).to(HALF))
     keys[1].store((k * gl.exp2(-E)).to(HALF))
     return q * gl.exp2(F), q * gl.exp2(E)
+
+
+@gluon.jit
+def pairs(W: gl.constexpr):
+    """Rows and columns of a left factor of products of W columns.  (TOKENS, 1), (1, TOKENS)"""
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, product(W), 2)
+    i = gl.arange(0, TOKENS, gl.SliceLayout(1, LEFT))[:, None]
+    return i, gl.arange(0, TOKENS, gl.SliceLayout(0, LEFT))[None, :]
 
 
 @gluon.jit
@@ -76,10 +85,8 @@ def scores_by_halvings(q, k, q_s, k_s, scale, count, keys, parts, V: gl.constexp
     KEYS: gl.constexpr = product(K)
     VALUES: gl.constexpr = product(V)
     SCORES: gl.constexpr = product(TOKENS)
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, product(2 * K), 2)
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
-    i = gl.arange(0, TOKENS, gl.SliceLayout(1, LEFT))[:, None]
-    j = gl.arange(0, TOKENS, gl.SliceLayout(0, LEFT))[None, :]
+    i, j = pairs(2 * K)
     apart = gl.arange(0, TOKENS, gl.SliceLayout(1, SCORES))[:, None]
     apart = apart ^ gl.arange(0, TOKENS, gl.SliceLayout(0, SCORES))[None, :]
     qs, ks = keys[0], keys[1]
@@ -101,11 +108,11 @@ def scores_by_halvings(q, k, q_s, k_s, scale, count, keys, parts, V: gl.constexp
 
 
 @gluon.jit
-def queries_from_end(q, q_s, scale, count, part, ones):
-    """Queries as they have decayed since the end of the chunk that `ones` begin at, however strong the decay."""
-    K: gl.constexpr = part.shape[1] // 2
-    F = warpgroup_mma_wait(0, (sums(ones, part),))
-    return rows_of(q, q_s, count, K, K, product(K)).to(gl.float32) * scale * gl.exp2(joined(F))
+def queries_from_end(q, q_s, scale, count, part, behind):
+    """Queries as they have decayed since the end of the chunk that they are `behind`, however strong the decay."""
+    W: gl.constexpr = part.shape[1]
+    F = warpgroup_mma(behind, part, part.load(product(W)).to(gl.float32))  # by their own step, too
+    return rows_of(q, q_s, count, W // 2, W // 2, product(W // 2)).to(gl.float32) * scale * gl.exp2(joined(F))
 
 
 @gluon.jit
@@ -122,12 +129,13 @@ def merged(out, tiles, merge, h, eps, V: gl.constexpr, ACT: gl.constexpr):
 def bigla_out_kernel(
     q, k, v, gates, state, total, hard, o, merge, q_s, k_s, v_s, gates_s, o_s, merge_s, scale, limit, L, NT, H, N, eps,
     K: gl.constexpr, V: gl.constexpr, LOGITS: gl.constexpr, RANK: gl.constexpr,
-    KEEP: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr,
+    OTHERS: gl.constexpr, KEEP: gl.constexpr, MERGE: gl.constexpr, ACT: gl.constexpr,
 ):  # fmt: skip
     """Outputs of one chunk. One whose decay passes the limit is marked by hard[i] = 1.
 
     The kernel in front makes the states, and has waited for whatever makes the rest. So has this one, then: it reads
-    all else at once, and waits for nothing but the states, with which it begins to write, too.
+    all else at once, and waits for nothing but the states, with which it begins to write, too. With OTHERS it has to
+    add up the states, of sums that the kernel in front makes with their totals, and waits before it needs the latter.
     """
     KEYS: gl.constexpr = product(K)
     VALUES: gl.constexpr = product(V)
@@ -135,7 +143,7 @@ def bigla_out_kernel(
     states = narrow[0]._reinterpret(HALF, [K, V], shared(V)), narrow[1]._reinterpret(HALF, [K, V], shared(V))
     keys = allocate_tiles(TOKENS, K, 2)  # of both directions
     values = allocate(TOKENS, V)
-    ones = allocate(TOKENS, TOKENS)
+    end = allocate(TOKENS, V)  # what leaves
     low = None if RANK == 0 else allocate_tiles(TOKENS, RANK, 2)  # of both directions, as the weight; with a RANK alone
     weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
     # Local tokens and gate, where the parts of f and b have been.
@@ -149,12 +157,15 @@ def bigla_out_kernel(
     copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
     copy(values, row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
-    put_ones(ones)
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)
         wait(1)
         meet()
 
+    if OTHERS > 0:
+        begin(True)
+        S = added_up(state, total, index, c, -2 * H, 0, OTHERS, K, V).to(HALF)
+        R = added_up(state, total, index, NT - 1 - c, 2 * H, 1, OTHERS, K, V).to(HALF)
     f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     decayed = gl.min(gl.min(gl.minimum(half_f, half_b), 1), 0) < limit / 2
@@ -163,18 +174,19 @@ def bigla_out_kernel(
     if decayed:
         queries = row(q, q_s, b, left, h)
         a = scores_by_halvings(queries, row(k, k_s, b, left, h), q_s[1], k_s[1], scale, count, keys, parts, V)
-        qf = left_factor(queries_from_end(queries, q_s[1], scale, count, parts[0], ones), VALUES)
-        qb = left_factor(queries_from_end(queries, q_s[1], scale, count, parts[1], ones.permute((1, 0))), VALUES)
+        i, j = pairs(2 * K)
+        qf = left_factor(queries_from_end(queries, q_s[1], scale, count, parts[0], mask(i > j)), VALUES)
+        qb = left_factor(queries_from_end(queries, q_s[1], scale, count, parts[1], mask(i < j)), VALUES)
         wait(0)
         meet()
     else:
         q_, k_ = narrow[0].load(KEYS).to(gl.float32) * scale, narrow[1].load(KEYS).to(gl.float32)
-        qf, qb = put_keys(q_, k_, e, half_f, half_b, keys, parts, ones)
+        qf, qb = put_keys(q_, k_, e, half_f, half_b, keys, parts)
         wait(0)
         meet()
         # As they meet the states, which stay as they are: these are wider.
         qf_, qb_ = left_factor(qf * gl.exp2(half_f), VALUES), left_factor(qb * gl.exp2(half_b), VALUES)
-        a = diagonal_scores(qf, qb, keys, ones, V)
+        a = diagonal_scores(qf, qb, keys, V)
         qf, qb = qf_, qb_
     if MERGE:
         copy(late[0], row(merge[0], merge_s[0], b, left, h), merge_s[0][1], count, V)
@@ -182,10 +194,14 @@ def bigla_out_kernel(
     out = gl.zeros([TOKENS, V], gl.float32, VALUES)
     out = warpgroup_mma(a, values, out, use_acc=False, is_async=True)
 
-    begin(True)
-    for D in gl.static_range(2):
-        copy(states[D], state_at(state, index, D, K, V), V, K, V)
-    async_copy.commit_group()
+    if OTHERS > 0:
+        states[0].store(S)
+        states[1].store(R)
+    else:
+        begin(True)
+        for D in gl.static_range(2):
+            copy(states[D], state_at(state, index, D, K, V), V, K, V)
+        async_copy.commit_group()
     gl.store(hard + index, decayed.to(gl.int32))
     if index == N - 1:
         gl.store(hard + N, 0)
@@ -194,8 +210,6 @@ def bigla_out_kernel(
     out = warpgroup_mma(qf, states[0], out, is_async=True)
     out = warpgroup_mma(qb, states[1], out, is_async=True)
     out, a, qf, qb = warpgroup_mma_wait(0, (out, a, qf, qb))
-    # By way of a tile that no warp's product may still read.
-    end = as_tile(ones, V)
     if KEEP:
         end.store(out.to(HALF))
         store_tile(row(o, o_s, b, left, h), o_s[1], end, count)
@@ -211,8 +225,8 @@ def launch_bigla_out(
 ) -> None:  # fmt: skip
     """Outputs of all chunks of TOKENS, to o with `keep`, and what becomes of them if there is a `merge`.
 
-    Other arguments as of `launch_forward`, `prepared`, and what its kernels leave; the last of these was a scan, with
-    nothing launched since.
+    Other arguments as of `launch_forward`, `prepared`, and what its kernels leave; the last of these made the states,
+    with nothing launched since.
     """
     B, L, H, K = q.shape
     NT = ceil_div(L, TOKENS.value)
@@ -224,5 +238,5 @@ def launch_bigla_out(
     bigla_out_kernel[N,](
         q, k, v, gates.pointers(), state, total, hard, o, end, *strides, scale / 2, limit, L, NT, H, N, eps,
         K=K, V=v.shape[-1], LOGITS=gates.logits, RANK=gates.options()['RANK'],
-        KEEP=keep, MERGE=merge is not None, ACT=act, num_warps=4, maxnreg=REGISTERS[K],
+        OTHERS=others(NT), KEEP=keep, MERGE=merge is not None, ACT=act, num_warps=4, maxnreg=REGISTERS[K],
     )  # fmt: skip

@@ -8,7 +8,7 @@ the other's values is left there.
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma
 
 from ..launch import begin, kernel
 from ..primitives import Gates, ceil_div, locate, row, token_strides
@@ -21,13 +21,11 @@ from .chunks import (
     by_own_rows,
     copy,
     copy_gates,
-    joined,
     meet,
     product,
     put_decays,
-    put_ones,
     put_weight,
-    sums,
+    sums_of_both,
     wait,
 )
 
@@ -70,10 +68,8 @@ def bigla_state_kernel(
     copied = allocate_tiles(TOKENS, N * WIDTH, 2)  # gates of both directions, or their low-rank decay
     keys = allocate(TOKENS, 2 * SIDE)  # x times powers of 2, of both directions
     values = allocate(TOKENS, N * V)
-    ones = allocate(TOKENS, TOKENS)
     weight = allocate_tiles(SIDE, N * RANK if RANK > 0 else 16, 2)  # with a RANK alone
     parts = allocate_tiles(TOKENS, 2 * SIDE, 2)
-    put_ones(ones, not GRAD)  # a key decays by steps other than its own
     begin(not GRAD)
     b, c, h = locate(gl.program_id(0), gl.cdiv(NT, N), H)
     left = c * (N * TOKENS)
@@ -91,10 +87,8 @@ def bigla_state_kernel(
     meet()
     f, e = put_decays(gates, gates_s, copied, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
     meet()
-    # Backward, decays accumulate from the near end, the other way round.
-    till, since = (ones, ones.permute((1, 0))) if GRAD else (ones.permute((1, 0)), ones)
-    F, E = warpgroup_mma_wait(0, (sums(till, parts[0]), sums(since, parts[1])))
-    F, E = joined(F), joined(E)
+    # A key decays by steps other than its own. Backward, decays accumulate from the near end, the other way round.
+    F, E = sums_of_both(parts, not GRAD, GRAD, not GRAD)
     if not GRAD:
         store_totals(total, index, F + f, 0, chunks, H, 0, K)
         store_totals(total, index, E + e, TOKENS - 1, chunks, H, 1, K)

@@ -15,7 +15,6 @@ from .bigla_out import put_keys, queries_from_end, scores_by_halvings
 from .chunks import (
     HALF,
     TOKENS,
-    allocate,
     allocate_in_one,
     allocate_rows,
     copy,
@@ -96,7 +95,7 @@ def compute(
     """The outputs of one chunk, which are of no use if one of the sequence is hard."""
     KEYS: gl.constexpr = product(K)
     q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s = inputs
-    narrow, keys, values, pieces, ones, half, drawn, ready, done = tiles
+    narrow, keys, values, pieces, half, ready, done = tiles
     scale, limit, L, H = sizes
     b, h, left = gl.program_id(0) // H, gl.program_id(0) % H, gl.to_tensor(group * TOKENS)
     count = gl.minimum(L - left, TOKENS)
@@ -105,25 +104,19 @@ def compute(
     copy_narrow(q, k, gates, q_s, k_s, gates_s, (q_, k_), own, b, left, h, count, K, 0)
     copy(values.index(group), row(v, v_s, b, left, h), v_s[1], count, V)
     async_copy.commit_group()
-    if group == 0:  # while its tokens are under way
-        put_ones(ones)
     wait(1)
     meet()
-    if group == 0:
-        mbarrier.arrive(drawn)
     f, e = put_decays(gates, gates_s, own, None, b, left, h, H, count, parts, K, LOGITS, 0)
     half_f, half_b = gl.reduce((f / 2, e / 2), 0, add_both)
     half[0].index(group).store(half_f)
     half[1].index(group).store(half_b)
-    if group > 0:
-        mbarrier.wait(drawn, 0)
     meet()
     q_, k_ = q_.load(KEYS).to(gl.float32) * scale, k_.load(KEYS).to(gl.float32)
-    qf, qb = put_keys(q_, k_, e, half_f[None, :], half_b[None, :], own, parts, ones)
+    qf, qb = put_keys(q_, k_, e, half_f[None, :], half_b[None, :], own, parts)
     wait(0)
     meet()
     mbarrier.arrive(ready)
-    a = diagonal_scores(qf, qb, own, ones, V)
+    a = diagonal_scores(qf, qb, own, V)
     out = gl.zeros([TOKENS, V], gl.float32, product(V))
     mbarrier.wait(ready, 0)
     out = warpgroup_mma(a, values.index(group), out, use_acc=False, is_async=True)
@@ -162,13 +155,13 @@ def compute_hard(
     """The outputs of all chunks, one after the other, however strong the decay: no exponent is ever above 0."""
     KEYS: gl.constexpr = product(K)
     q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s = inputs
-    narrow, keys, values, pieces, ones, half, drawn, ready, done = tiles
+    narrow, keys, values, pieces, half, ready, done = tiles
     scale, limit, L, H = sizes
     b, h = gl.program_id(0) // H, gl.program_id(0) % H
     parts, own, behind = (pieces[0].index(0), pieces[1].index(0)), two_of(pieces[0].index(1), K), pieces[1].index(1)
     # In shared memory: of a left factor in registers that is the same in each turn of a loop, ptxas 12.8 left out parts
     # in the first one.
-    put_ones(behind, True)
+    put_ones(behind)
     for group in range(G):  # keys, as they have decayed until the chunk's ends
         left = group * TOKENS
         count = gl.minimum(L - left, TOKENS)
@@ -190,9 +183,9 @@ def compute_hard(
         a = scores_by_halvings(queries, rows, q_s[1], k_s[1], scale, count, own, parts, V)
         out = gl.zeros([TOKENS, V], gl.float32, product(V))
         out = warpgroup_mma(a, values.index(group), out, use_acc=False)
-        qf = queries_from_end(queries, q_s[1], scale, count, parts[0], ones)
+        qf = queries_from_end(queries, q_s[1], scale, count, parts[0], behind)
         out = add_hard_pairs(out, qf, keys[0], values, half[0], group, group, -1)
-        qb = queries_from_end(queries, q_s[1], scale, count, parts[1], ones.permute((1, 0)))
+        qb = queries_from_end(queries, q_s[1], scale, count, parts[1], behind.permute((1, 0)))
         out = add_hard_pairs(out, qb, keys[1], values, half[1], group, G - 1 - group, 1)
         store(row(o, o_s, b, left, h), o_s[1], out, count, V)
 
@@ -208,13 +201,11 @@ def bigla_whole_kernel(
     keys = allocate_in_one(G, TOKENS, K), allocate_in_one(G, TOKENS, K)  # of both directions
     values = allocate_in_one(G, TOKENS, V)
     pieces = allocate_in_one(G, TOKENS, 2 * K), allocate_in_one(G, TOKENS, 2 * K)  # parts of f, of b
-    ones = allocate(TOKENS, TOKENS)
     half = allocate_rows(G, K), allocate_rows(G, K)  # of the log2 total over each chunk
-    drawn = allocate_barriers(1, 1).index(0)  # the ones are
     ready, done = allocate_barriers(1, G).index(0), allocate_barriers(1, G).index(0)
     begin(True)
     inputs = q, k, v, gates, o, q_s, k_s, v_s, gates_s, o_s
-    tiles = narrow, keys, values, pieces, ones, half, drawn, ready, done
+    tiles = narrow, keys, values, pieces, half, ready, done
     sizes = scale, limit, L, H
     gl.warp_specialize(
         [

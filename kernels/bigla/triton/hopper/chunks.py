@@ -1,7 +1,8 @@
 """What BiGLA's kernels for Hopper share: a chunk of 64 tokens, as many as products have rows, in shared memory.
 
 Sums over the tokens before or behind each are products with a triangle of ones, of numbers in two parts of half
-precision; the same triangle selects the pairs of tokens that a direction has.
+precision; the same triangle selects the pairs of tokens that a direction has. A thread makes its part of it of its own
+number: what shared memory has to deliver is what these kernels wait for.
 """
 
 import torch
@@ -75,6 +76,49 @@ def state_at(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
 
 
 @gluon.constexpr_function
+def by_states(K: int, V: int) -> gl.BlockedLayout:
+    """A program's threads on a state (K, V), each number once."""
+    n = min(K * V // 128, 8)
+    return gl.BlockedLayout([1, n], [32 * n // V, V // n], [4, 1], [1, 0])
+
+
+@gluon.jit
+def state_pointers(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
+    """To state[i, D].  (K, V)"""
+    BY: gl.constexpr = by_states(K, V)
+    kk = gl.arange(0, K, gl.SliceLayout(1, BY))[:, None]
+    vv = gl.arange(0, V, gl.SliceLayout(0, BY))[None, :]
+    return state_at(state, i, D, K, V) + (kk * V + vv)
+
+
+@gluon.jit
+def total_pointers(total, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
+    """To total[i, D], for the rows of a state.  (K)"""
+    kk = gl.arange(0, K, gl.SliceLayout(1, by_states(K, V)))
+    return total + ((i.to(gl.int64) * 2 + D) * K + kk)
+
+
+@gluon.jit
+def added_up(
+    state, total, i, count, step, D: gl.constexpr, OTHERS: gl.constexpr, K: gl.constexpr, V: gl.constexpr
+):  # fmt: skip
+    """The state of direction D that enters chunk i, of what `count` chunks, OTHERS at most, add to it::
+
+        S = sum_{n >= 1} 2^(total_1 + .. + total_{n-1}) state_n            total_n, state_n: of the n-th chunk from here
+
+    `step` is the distance of these chunks in states, of which a chunk has two.  (K, V)
+    """
+    x = gl.zeros([K, V], gl.float32, by_states(K, V))
+    since = gl.zeros([K], gl.float32, gl.SliceLayout(1, by_states(K, V)))
+    for n in gl.static_range(OTHERS):
+        at = (n + 1) * step
+        u = gl.load(state_pointers(state, i, D, K, V) + at * (K * V), mask=n < count, other=0.0)
+        x += gl.exp2(since)[:, None] * u.to(gl.float32)
+        since += gl.load(total_pointers(total, i, D, K, V) + at * K, mask=n < count, other=0.0)
+    return x
+
+
+@gluon.constexpr_function
 def shared(W: int) -> gl.NVMMASharedLayout:
     """Where rows of W numbers lie in shared memory."""
     return gl.NVMMASharedLayout(W * 2 if W < 64 else 128, 16, 2)
@@ -126,13 +170,62 @@ def two_of(tile, W: gl.constexpr):
     return both.index(0), both.index(1)
 
 
+@gluon.constexpr_function
+def keep_triangle(UPPER: bool, STRICT: bool) -> str:
+    """Instructions for `selected`, $0 to $15 of $16 to $31.
+
+    Of 16 rows and columns each, a thread has two neighbours in row r and from column c on, those 8 rows behind, those 8
+    columns behind, and those behind in both. Where the columns are the warp's own rows, the first and the last two
+    depend on r and c; all others on whether the columns are before the rows, or are these.
+    """
+    one, two = ('le', 'lt') if UPPER else ('ge', 'ge')
+    first = (-1 if UPPER else 1) if STRICT else 0
+    # e1 to e3: whether the warp's rows are, of 16 each, the k-th or behind it; for the other triangle, before it.
+    e = ['0', 'e1', 'e2', 'e3', '-1'] if UPPER else ['-1', 'e1', 'e2', 'e3', '0']
+    lines = [
+        '.reg .b32 w, d, p, h, m, e1, e2, e3',
+        'mov.u32 w, %tid.x',
+        'bfe.u32 d, w, 2, 3',
+        'and.b32 h, w, 3',
+        'mad.lo.s32 d, h, -2, d',  # r - c
+        'bfe.u32 w, w, 5, 2',
+        f'set.{one}.u32.s32 p, d, {first}',
+        f'set.{one}.u32.s32 h, d, {first + 1}',
+        'prmt.b32 p, p, h, 0x7610',
+        *(f'set.{two}.u32.s32 e{k}, w, {k}' for k in (1, 2, 3)),
+    ]
+    for k in range(4):
+        off, at = (e[k], e[k + 1]) if UPPER else (e[k + 1], e[k])
+        lines += [f'and.b32 m, {at}, p', f'or.b32 m, m, {off}']
+        masks = ('m', off, at, 'm') if UPPER else ('m', at, off, 'm')
+        lines += [f'and.b32 ${4 * k + n}, ${4 * k + n + 16}, {mask}' for n, mask in enumerate(masks)]
+    return '{ ' + '; '.join(lines) + '; }'
+
+
 @gluon.jit
-def put_ones(to, STRICT: gl.constexpr = False):
-    """1 where the row is not before the column, or STRICT: behind it."""
+def selected(x, UPPER: gl.constexpr, STRICT: gl.constexpr = False):
+    """x (TOKENS, TOKENS) where the column is not behind the row, or UPPER: not before it, or STRICT: nor is it the row;
+    0 elsewhere. x is of half precision, a product or a left factor.
+    """
+    registers: gl.constexpr = '=r,' * 16 + 'r,' * 15 + 'r'
+    asm: gl.constexpr = keep_triangle(UPPER, STRICT)
+    return gl.inline_asm_elementwise(asm, registers, [x], x.dtype, is_pure=True, pack=32)
+
+
+@gluon.jit
+def ones(W: gl.constexpr, UPPER: gl.constexpr, STRICT: gl.constexpr = False):
+    """1 where `selected`, as the left factor of products of W columns."""
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, product(W), 2)
+    return selected(gl.full([TOKENS, TOKENS], 1.0, HALF, LEFT), UPPER, STRICT)
+
+
+@gluon.jit
+def put_ones(to):
+    """1 where the row is behind the column."""
     BY: gl.constexpr = by_rows(TOKENS)
     i = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))[:, None]
     j = gl.arange(0, TOKENS, gl.SliceLayout(0, BY))[None, :]
-    to.store(gl.where(i > j if STRICT else i >= j, 1.0, 0.0).to(HALF))
+    to.store(gl.where(i > j, 1.0, 0.0).to(HALF))
 
 
 @gluon.jit
@@ -195,10 +288,26 @@ def put_in_parts(x, to):
 
 @gluon.jit
 def sums(ones, parts):
-    """Sums over the rows of what `put_in_parts` put, beside each other; under way."""
+    """Sums over the rows of what `put_in_parts` put, beside each other; under way, of `ones` in registers or a tile."""
     W: gl.constexpr = parts.shape[1]
     zero = gl.zeros([TOKENS, W], gl.float32, product(W))
     return warpgroup_mma(ones, parts, zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def sums_of_both(parts, UPPER: gl.constexpr, OTHER: gl.constexpr, STRICT: gl.constexpr = False):
+    """`sums` of two tiles, of which each row has those where `selected`: UPPER of the first, OTHER of the second.
+
+    (TOKENS, W) each
+    """
+    W: gl.constexpr = parts[0].shape[1]
+    a = ones(W, UPPER, STRICT)
+    x, a = warpgroup_mma_wait(0, (sums(a, parts[0]), a))
+    x = joined(x)
+    if UPPER != OTHER:
+        a = ones(W, OTHER, STRICT)
+    y, a = warpgroup_mma_wait(0, (sums(a, parts[1]), a))
+    return x, joined(y)
 
 
 @gluon.jit
@@ -311,34 +420,23 @@ def left_factor(x, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def selected(x, ones):
-    """x, of half precision, where `ones` are, and 0 elsewhere, two numbers at a time.
-
-    The lower byte of a 1 has its highest bit set, and makes all bits of a mask.
-    """
-    asm: gl.constexpr = '{ .reg .b32 m; prmt.b32 m, $2, 0, 0xAA88; and.b32 $0, $1, m; }'
-    return gl.inline_asm_elementwise(asm, '=r,r,r', [x, ones], x.dtype, is_pure=True, pack=2)
-
-
-@gluon.jit
-def diagonal_scores(x, y, tiles, ones, V: gl.constexpr):
+def diagonal_scores(x, y, tiles, V: gl.constexpr):
     """Scores of rows x and y with those of two tiles, at or before each and at or behind it; a left factor.
 
     Of queries with keys A, of keys in the other order with queries A^T.  (TOKENS, TOKENS)
     """
     VALUES: gl.constexpr = product(V)
     SCORES: gl.constexpr = product(TOKENS)
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, VALUES, 2)
     none = gl.zeros([TOKENS, TOKENS], gl.float32, SCORES)
     x, y = left_factor(x, SCORES), left_factor(y, SCORES)
     # One after the other, for want of registers. Selected, not multiplied by a mask: the other half may be inf. The
     # diagonal is in both.
     a = warpgroup_mma(x, tiles[0].permute((1, 0)), none, use_acc=False, is_async=True)
     a, x, y = warpgroup_mma_wait(0, (a, x, y))
-    a = selected(left_factor(a, VALUES), ones.load(LEFT))
+    a = selected(left_factor(a, VALUES), False)
     c = warpgroup_mma(y, tiles[1].permute((1, 0)), none, use_acc=False, is_async=True)
     c, y = warpgroup_mma_wait(0, (c, y))
-    a += selected(left_factor(c, VALUES), ones.permute((1, 0)).load(LEFT))
+    a += selected(left_factor(c, VALUES), True)
     return a
 
 
