@@ -106,12 +106,14 @@ test: env
 test-all: env
 	$(PY) -m pytest -n 2
 
-# Several processes on one GPU: it is the oracle's recurrence, token by token, that takes long.
+# Several processes on one GPU: it is the oracle's recurrence, token by token, that takes long. compute-sanitizer looks at
+# our kernels, whose names are not mangled as those of C++ are, and at memory of which each tensor has a piece of its own.
 test-gpu: env
 	@$(PY) -c "import torch, sys; sys.exit(not torch.cuda.is_available() and 'torch sees no GPU: see python tools/doctor.py')"
 	$(PY) -m pytest -n 6 -m gpu
 	@if command -v compute-sanitizer > /dev/null; then set -x; \
-	  compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q -m gpu tests/kernels/gpu -k 'gates and 300 or strides'; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --kernel-name-exclude kns=_Z \
+	    $(PY) -m pytest -v -m gpu tests/kernels/gpu -k 'gates and bf16 or strides or lengths_of_long_chunks'; \
 	  else echo 'compute-sanitizer is not installed: left out'; fi
 
 # Beside $(ENV), and of the same Python and torch.
