@@ -39,10 +39,20 @@ GATES = {
 }
 
 
+@pytest.fixture
+def short_everywhere(monkeypatch) -> Callable[[], None]:
+    """Called, gives sequences of any length the chunks that all GPUs have, on Hopper, too."""
+
+    def short_everywhere() -> None:
+        monkeypatch.setattr('bigla.triton.primitives.SHORT_ON_HOPPER', {16: (10**9, 10**9), 32: (10**9, 10**9)})
+
+    return short_everywhere
+
+
 @pytest.fixture(params=['few chunks', 'many chunks'])
-def regime(request, monkeypatch) -> str:
+def regime(request, short_everywhere, monkeypatch) -> str:
     """Hard chunks are done by the output kernel, or by one of their own."""
-    short_everywhere(monkeypatch)
+    short_everywhere()
     monkeypatch.setattr('bigla.triton.forward.FEW', 10**9 if request.param == 'few chunks' else 0)
     return request.param
 
@@ -56,11 +66,6 @@ def long_chunks(monkeypatch) -> None:
         return primitives.LONG[primitives.block(q.shape[-1])].C, False
 
     monkeypatch.setattr(forward, 'longer_chunk', longer_chunk)
-
-
-def short_everywhere(monkeypatch) -> None:
-    """Sequences of any length have the chunks that all GPUs have, on Hopper, too."""
-    monkeypatch.setattr('bigla.triton.primitives.SHORT_ON_HOPPER', {16: (10**9, 10**9), 32: (10**9, 10**9)})
 
 
 @pytest.fixture
@@ -92,9 +97,9 @@ def whole_sequences(hopper, monkeypatch) -> None:
 
 
 @pytest.fixture(params=['walk', 'scan'])
-def states(request, monkeypatch) -> str:
+def states(request, short_everywhere, monkeypatch) -> str:
     """Those of few chunks are made by programs that walk, however few of them, or by a scan."""
-    short_everywhere(monkeypatch)
+    short_everywhere()
     monkeypatch.setattr('bigla.triton.forward.WALKERS', 0 if request.param == 'walk' else 10**9)
     return request.param
 

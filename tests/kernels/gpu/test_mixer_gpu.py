@@ -459,15 +459,27 @@ def mix(x, weight, *args):
 
 
 @pytest.fixture
-def inputs(make_mixer):
-    torch.manual_seed(0)
-    x, weight = torch.randn(2, 20, 30, 192), torch.randn(192, 1, 3, 3).requires_grad_()
-    return [*on_gpu([x], torch.bfloat16), weight.detach().cuda().requires_grad_()] + on_gpu(
-        make_mixer(2, 600, 192, 3, 16), torch.bfloat16
-    )
+def mixed(make_mixer):
+    """`mixed(dims, H, W)` gives the tensors of `mix`."""
+
+    def mixed(dims, H, W):
+        torch.manual_seed(0)
+        x, weight = torch.randn(2, H, W, dims), torch.randn(dims, 1, 3, 3).requires_grad_()
+        return [*on_gpu([x], torch.bfloat16), weight.detach().cuda().requires_grad_()] + on_gpu(
+            make_mixer(2, H * W, dims, 3, 16), torch.bfloat16
+        )
+
+    return mixed
 
 
-def test_a_thousand_launches_give_the_same_bits(inputs):
+@pytest.fixture
+def inputs(mixed):
+    return mixed(192, 20, 30)
+
+
+@pytest.mark.parametrize('dims, L', [(192, 600), (96, 600), (96, 196)])
+def test_a_thousand_launches_give_the_same_bits(dims, L, mixed):
+    inputs = mixed(dims, 1, L)
     want = gradients(mix, inputs)
     differ = torch.zeros(len(want), dtype=torch.int64, device='cuda')
     for _ in range(1000):

@@ -124,22 +124,23 @@ def test_a_thousand_whole_sequences(whole_sequences, make):
         assert ours(*inputs).equal(first)
 
 
-def test_many_tokens_without_gradients(make, monkeypatch):
+def test_many_tokens_without_gradients(make, short_everywhere, monkeypatch):
     """Long chunks against short ones."""
     inputs = make(2, 24_000, 3, 32, 64)
     with torch.no_grad():
         got = ours(*inputs)
         monkeypatch.setattr('bigla.triton.primitives.SHORT', 10**9)
-        monkeypatch.setattr('bigla.triton.primitives.SHORT_ON_HOPPER', {16: (10**9, 10**9), 32: (10**9, 10**9)})
+        short_everywhere()
         want = ours(*inputs)
     assert not got.equal(want)
     assert (got - want).norm() < 2.0**-7 * want.norm()
 
 
+@pytest.mark.parametrize('L', [196, 300])
 @pytest.mark.parametrize('K, V', [(32, 64), (16, 32), (32, 32), (16, 64)])
-def test_gradients_of_long_chunks(K, V, gates, hopper_chunks, make, check, monkeypatch):
-    """None hard, some, all; the last one is shorter."""
-    inputs = make(2, 300, 2, K, V, gates=gates)
+def test_gradients_of_long_chunks(K, V, L, gates, hopper_chunks, make, check, monkeypatch):
+    """Few and many, none hard, some, all; the last one is shorter."""
+    inputs = make(2, L, 2, K, V, gates=gates)
     check(inputs, ROUNDINGS.get(gates, 1))
     monkeypatch.setattr('bigla.triton.hopper.launch_bigla_grad', None)
     with pytest.raises(TypeError, match='NoneType'):  # it was what ran
@@ -152,13 +153,16 @@ def test_lengths_of_long_chunks(L, hopper_chunks, make, check):
     check(make(1, L, 3, 16, 32, gates='mixed'))
 
 
-def test_float32_gates_of_long_chunks(hopper_chunks, make, check):
-    inputs = make(2, 300, 3, 32, 64)
+@pytest.mark.parametrize('L', [196, 300])
+@pytest.mark.parametrize('K, V', [(32, 64), (16, 32)])
+def test_float32_gates_of_long_chunks(K, V, L, hopper_chunks, make, check):
+    inputs = make(2, L, 3, K, V)
     check(inputs[:3] + [x.detach().float().requires_grad_() for x in inputs[3:]])
 
 
-def test_logits_of_long_chunks(hopper_chunks, make, run, errors):
-    inputs = make(1, 300, 2, 16, 32, gates='zero')
+@pytest.mark.parametrize('L', [196, 300])
+def test_logits_of_long_chunks(L, hopper_chunks, make, run, errors):
+    inputs = make(1, L, 2, 16, 32, gates='zero')
     inputs[3:] = [(6 * torch.randn_like(x)).requires_grad_() for x in inputs[3:]]
 
     def outside(q, k, v, *logits):
@@ -252,7 +256,15 @@ def test_every_element_is_written(L, K, V, gates, make, run):
 
 
 @pytest.mark.parametrize(
-    'L, K, V, long', [(520, 32, 64, True), (500, 32, 64, False), (520, 16, 32, True), (520, 16, 32, False)]
+    'L, K, V, long',
+    [
+        (520, 32, 64, True),
+        (196, 32, 64, True),
+        (500, 32, 64, False),
+        (520, 16, 32, True),
+        (196, 16, 32, True),
+        (520, 16, 32, False),
+    ],
 )
 @pytest.mark.parametrize('gates', ['model', 'mixed'])
 def test_a_thousand_launches_give_the_same_bits(L, K, V, long, gates, make, run, request):
@@ -269,11 +281,12 @@ def test_a_thousand_launches_give_the_same_bits(L, K, V, long, gates, make, run,
     assert differ.tolist() == [0] * 6
 
 
-def test_memory_that_was_used_before(hopper_chunks, make):
+@pytest.mark.parametrize('L', [196, 520])
+def test_memory_that_was_used_before(L, hopper_chunks, make):
     """Launches that overlap read none of what the ones before left at the same addresses."""
     from bigla.triton.launch import one_by_one
 
-    both = [[x.detach() for x in make(8, 520, 3, 32, 64, seed=seed)] for seed in (0, 1)]
+    both = [[x.detach() for x in make(8, L, 3, 32, 64, seed=seed)] for seed in (0, 1)]
     with one_by_one():
         want = [ours(*inputs) for inputs in both]
     differ = torch.zeros(2, dtype=torch.int64, device='cuda')
