@@ -234,12 +234,19 @@ def test_hopper_code(K, V, budgets, compiled, tmp_path, monkeypatch):
     hold(compiled(90, 500, K, V, BF16, B=99), budgets, TABLE[BF16][K].C, tmp_path)
 
 
-@needs_gluon
-def test_hopper_code_of_short_sequences(compiled, tmp_path):
-    """What makes their states; instructions are of one chunk."""
+def test_hopper_code_of_short_sequences(compiled, tmp_path, monkeypatch):
+    """What makes their states by Triton's kernels; instructions are of one chunk."""
+    monkeypatch.setattr(primitives, 'capability', lambda: 89)
     hold(compiled(90, 128, 32, 64, BF16, B=99), {'walk_kernel': (0, 51)}, 32, tmp_path)
-    hold(compiled(90, 64, 16, 32, BF16, B=99), {'walk_kernel': (0, 33)}, 32, tmp_path)
-    assert not OF_CHUNKS & {name for name, _ in compiled(90, 64, 16, 32, BF16, B=99)}
+    hold(compiled(90, 128, 16, 32, BF16, B=99), {'walk_kernel': (0, 33)}, 32, tmp_path)
+
+
+@needs_gluon
+def test_short_sequences_on_hopper(compiled):
+    """With gradients chunks of 64 serve all that are longer than one of 32."""
+    for K, V in (32, 64), (16, 32):
+        assert {name for name, _ in compiled(90, 33, K, V, BF16, B=99)} >= OF_CHUNKS
+        assert not OF_CHUNKS & {name for name, _ in compiled(90, 32, K, V, BF16, B=99)}
 
 
 @needs_gluon

@@ -104,7 +104,7 @@ LONG = {
 LONG_FROM = {16: 150_000, 32: 0}
 SHORT = 512
 # Tokens of a sequence up to which those serve better than Hopper's, by K: without gradients, and with them.
-SHORT_ON_HOPPER = {16: (64, 64), 32: (128, 128)}
+SHORT_ON_HOPPER = {16: (64, 32), 32: (128, 32)}
 WHOLE = {32: (32, 256)}  # the same, of which Hopper has all in one program, without gradients: more than, and at most
 WHOLE_FROM = 32  # such programs: fewer take longer than the many that work on parts of the sequences
 OTHERS = 3  # chunks of a sequence whose states each chunk adds up itself on Hopper, beside its own; more have a scan

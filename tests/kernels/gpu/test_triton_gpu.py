@@ -421,8 +421,8 @@ def test_second_derivative(make):
 
 
 def test_opcheck(make):
-    """Of chunks of the length that is asked for: longer ones leave some of the memory that is kept as they found it."""
-    inputs = make(1, 60, 2, 16, 32)
+    """Of widths that Hopper has no kernels for, whose longer chunks leave some of what is kept as they found it."""
+    inputs = make(1, 60, 2, 12, 20)
     torch.library.opcheck(torch.ops.bigla.bigla, (*inputs, 0.25, False, 32, False, True))
 
 
