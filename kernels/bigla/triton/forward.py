@@ -9,7 +9,7 @@ E_i = b_0 + .. + b_{i-1}, totals Ft, Bt, and S and R the states that enter from 
 
 1. `state_kernel`: the sums of S' and R' of every chunk, and its totals.
 2. `scan_kernel`: S and R of every chunk, in place of the sums; segment by segment where there are many chunks. Where
-   there are few, but many sequences, `walk_kernel` does 1 and 2, and on Hopper 3 does 2.
+   there are few, but many sequences, `walk_kernel` does 1 and 2; on Hopper, where there are few, 3 does 2.
 3. `out_kernel`: the outputs, both directions by one score matrix. It splits 2^(F_i-F_j) at half the total, so that
    neither factor leaves float32 before the total passes a limit; where it does, the chunk is hard.
 4. `exact_out_kernel`: the hard chunks, by a tree of halvings in which every exponent is <= 0. In float32 all are hard.

@@ -113,9 +113,9 @@ def bigla_grad_kernel(
     w = allocate_row(K), allocate_row(K)  # sum_V S' dS', R' dR'
     # The low-rank decay of both directions, and its weight; with a RANK alone. Where it has the width of keys, it is
     # in their place, and for its own gradients copied once more: four programs have room, and not with two tiles more.
+    low = ahead if RANK == K else allocate_tiles(TOKENS, RANK, 2) if RANK > 0 else None
     # Gates as they are take this way beside states that are added up, whose loads they would wait for otherwise.
-    low = ahead if RANK == K or RANK == 0 else allocate_tiles(TOKENS, RANK, 2)
-    low = low if RANK > 0 or OTHERS > 0 else None
+    copied = low if RANK > 0 else ahead if OTHERS > 0 else None
     weight = allocate_tiles(K, RANK if RANK > 0 else 16, 2)
     scores = allocate_tiles(TOKENS, TOKENS, 2)  # D of both directions, where the parts of f and b have been
     parts = as_tile(scores[0], 2 * K), as_tile(scores[1], 2 * K)
@@ -126,7 +126,7 @@ def bigla_grad_kernel(
     left = c * TOKENS
     count = gl.minimum(L - left, TOKENS)
     stored = gl.where(gl.load(hard + index) == 0, count, 0)
-    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, low, b, left, h, count, K, RANK)
+    copy_narrow(q, k, gates, q_s, k_s, gates_s, narrow, copied, b, left, h, count, K, RANK)
     copy(v_, row(v, v_s, b, left, h), v_s[1], count, V)
     copy(do_, row(do, do_s, b, left, h), do_s[1], count, V)
     if OTHERS == 0:
@@ -139,10 +139,10 @@ def bigla_grad_kernel(
         put_added_up(state, dstate, total, index, NT - 1 - c, c, -2 * H, states, w, 1, OTHERS, K, V)
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)
-    if low is not None:
+    if copied is not None:
         wait(1)
         meet()
-    f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
+    f, e = put_decays(gates, gates_s, copied, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     if OTHERS == 0:
         carried(state, dstate, index, gl.where(c + 1 < NT, index + H, index), w, 0, K, V)
@@ -159,7 +159,6 @@ def bigla_grad_kernel(
     wait(0)
     meet()
 
-    low = low if RANK > 0 else None
     if RANK == K:
         low = narrow
         copy_gates(low, gates, gates_s, b, left, h, count, K, RANK)

@@ -1,8 +1,8 @@
 """The outputs of BiGLA on Hopper, in Gluon: chunks of 64 tokens, as many as its products have rows.
 
 Formulas and symbols are those of `..forward`. A program sends for all that a chunk needs at once, and works on both
-directions together. The states come last: the scan that makes them may still be at work. Where there are few chunks
-there is none, and the program adds up itself what these leave.
+directions together. Of many chunks the states come last: the scan that makes them may still be at work. Of few there is
+none, and the program begins with adding up what these leave.
 """
 
 from torch import Tensor
@@ -201,7 +201,7 @@ def bigla_out_kernel(
         begin(True)
         for D in gl.static_range(2):
             copy(states[D], state_at(state, index, D, K, V), V, K, V)
-        async_copy.commit_group()
+    async_copy.commit_group()
     gl.store(hard + index, decayed.to(gl.int32))
     if index == N - 1:
         gl.store(hard + N, 0)

@@ -204,8 +204,9 @@ def keep_triangle(UPPER: bool, STRICT: bool) -> str:
 
 @gluon.jit
 def selected(x, UPPER: gl.constexpr, STRICT: gl.constexpr = False):
-    """x (TOKENS, TOKENS) where the column is not behind the row, or UPPER: not before it, or STRICT: nor is it the row;
-    0 elsewhere. x is of half precision, a product or a left factor.
+    """x (TOKENS, TOKENS) in the lower triangle, or the UPPER one, with its diagonal or STRICT: without; 0 elsewhere.
+
+    x is of half precision, a product or a left factor.
     """
     registers: gl.constexpr = '=r,' * 16 + 'r,' * 15 + 'r'
     asm: gl.constexpr = keep_triangle(UPPER, STRICT)
@@ -287,11 +288,11 @@ def put_in_parts(x, to):
 
 
 @gluon.jit
-def sums(ones, parts):
-    """Sums over the rows of what `put_in_parts` put, beside each other; under way, of `ones` in registers or a tile."""
+def sums(triangle, parts):
+    """Sums over the rows of what `put_in_parts` put, beside each other; under way. `triangle`: of `ones`, or a tile."""
     W: gl.constexpr = parts.shape[1]
     zero = gl.zeros([TOKENS, W], gl.float32, product(W))
-    return warpgroup_mma(ones, parts, zero, use_acc=False, is_async=True)
+    return warpgroup_mma(triangle, parts, zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
