@@ -58,12 +58,12 @@ def carried(state, dstate, i, after, to, D: gl.constexpr, K: gl.constexpr, V: gl
 
 @gluon.jit
 def put_added_up(
-    state, dstate, total, i, before, behind, step, tiles, to,
+    state, dstate, total, i, c, NT, H, tiles, to,
     D: gl.constexpr, OTHERS: gl.constexpr, K: gl.constexpr, V: gl.constexpr,
 ):  # fmt: skip
     """The state of a direction and its gradient, `added_up`, to their tiles, and what `carried` makes of both."""
-    S = added_up(state, total, i, before, -step, D, OTHERS, K, V)
-    dS = added_up(dstate, total, i, behind, step, D, OTHERS, K, V).to(HALF)
+    S = added_up(state, total, i, c, NT, H, D, False, OTHERS, K, V)
+    dS = added_up(dstate, total, i, c, NT, H, D, True, OTHERS, K, V).to(HALF)
     decay = gl.exp2(gl.load(total_pointers(total, i, D, K, V)))[:, None]
     leaves = decay * S + gl.load(state_pointers(state, i, D, K, V)).to(gl.float32)
     to[D].store(gl.sum(leaves * dS.to(gl.float32), 1))
@@ -135,8 +135,8 @@ def bigla_grad_kernel(
             copy(states[2 + D], state_at(dstate, index, D, K, V), V, K, V)
     async_copy.commit_group()
     if OTHERS > 0:
-        put_added_up(state, dstate, total, index, c, NT - 1 - c, 2 * H, states, w, 0, OTHERS, K, V)
-        put_added_up(state, dstate, total, index, NT - 1 - c, c, -2 * H, states, w, 1, OTHERS, K, V)
+        for D in gl.static_range(2):
+            put_added_up(state, dstate, total, index, c, NT, H, states, w, D, OTHERS, K, V)
     if RANK > 0:
         put_weight(gates, h, H, weight, K, RANK)
     if copied is not None:

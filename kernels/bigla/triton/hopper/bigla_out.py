@@ -164,8 +164,8 @@ def bigla_out_kernel(
 
     if OTHERS > 0:
         begin(True)
-        S = added_up(state, total, index, c, -2 * H, 0, OTHERS, K, V).to(HALF)
-        R = added_up(state, total, index, NT - 1 - c, 2 * H, 1, OTHERS, K, V).to(HALF)
+        S = added_up(state, total, index, c, NT, H, 0, False, OTHERS, K, V).to(HALF)
+        R = added_up(state, total, index, c, NT, H, 1, False, OTHERS, K, V).to(HALF)
     f, e = put_decays(gates, gates_s, low, weight, b, left, h, H, count, parts, K, LOGITS, RANK)
     half_f, half_b = half_total(total, index, 0, K, KEYS), half_total(total, index, 1, K, KEYS)
     decayed = gl.min(gl.min(gl.minimum(half_f, half_b), 1), 0) < limit / 2

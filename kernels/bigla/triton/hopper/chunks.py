@@ -100,14 +100,18 @@ def total_pointers(total, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
 
 @gluon.jit
 def added_up(
-    state, total, i, count, step, D: gl.constexpr, OTHERS: gl.constexpr, K: gl.constexpr, V: gl.constexpr
+    state, total, i, c, NT, H,
+    D: gl.constexpr, GRAD: gl.constexpr, OTHERS: gl.constexpr, K: gl.constexpr, V: gl.constexpr,
 ):  # fmt: skip
-    """The state of direction D that enters chunk i, of what `count` chunks, OTHERS at most, add to it::
+    """The state of direction D that enters chunk c of NT, the i-th of all, or with GRAD its gradient.  (K, V)
+
+    Of what each chunk adds to it, OTHERS of them at most::
 
         S = sum_{n >= 1} 2^(total_1 + .. + total_{n-1}) state_n            total_n, state_n: of the n-th chunk from here
-
-    `step` is the distance of these chunks in states, of which a chunk has two.  (K, V)
     """
+    RIGHT: gl.constexpr = (D == 0) != GRAD  # it comes from the left
+    count = c if RIGHT else NT - 1 - c
+    step = (-2 if RIGHT else 2) * H  # a chunk has two states
     x = gl.zeros([K, V], gl.float32, by_states(K, V))
     since = gl.zeros([K], gl.float32, gl.SliceLayout(1, by_states(K, V)))
     for n in gl.static_range(OTHERS):
@@ -303,7 +307,7 @@ def sums_of_both(parts, UPPER: gl.constexpr, OTHER: gl.constexpr, STRICT: gl.con
     """
     W: gl.constexpr = parts[0].shape[1]
     a = ones(W, UPPER, STRICT)
-    x, a = warpgroup_mma_wait(0, (sums(a, parts[0]), a))
+    x, a = warpgroup_mma_wait(0, (sums(a, parts[0]), a))  # one after the other, for want of registers
     x = joined(x)
     if UPPER != OTHER:
         a = ones(W, OTHER, STRICT)
