@@ -256,8 +256,7 @@ def use(candidate: tuple[int, ...] | None, K: int) -> None:
 
     if candidate:
         primitives.LONG_FROM.clear()  # or many tokens would have other chunks
-        primitives.SHORT_ON_HOPPER[K] = 10**9, 10**9
-        primitives.WHOLE.clear()
+        primitives.hopper_takes = lambda *_: False
         C, *warps = candidate
         table = primitives.TABLE[torch.bfloat16]
         names = 'state_warps', 'out_warps', 'grad_warps'

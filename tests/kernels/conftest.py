@@ -41,10 +41,10 @@ GATES = {
 
 @pytest.fixture
 def short_everywhere(monkeypatch) -> Callable[[], None]:
-    """Called, gives sequences of any length the chunks that all GPUs have, on Hopper, too."""
+    """Called, has sequences of any length done by the kernels that all GPUs have, on Hopper, too."""
 
     def short_everywhere() -> None:
-        monkeypatch.setattr('bigla.triton.primitives.SHORT_ON_HOPPER', {16: (10**9, 10**9), 32: (10**9, 10**9)})
+        monkeypatch.setattr('bigla.triton.primitives.hopper_takes', lambda *_: False)
 
     return short_everywhere
 
@@ -82,7 +82,7 @@ def hopper_chunks(hopper, monkeypatch) -> None:
     """Chunks of 64 tokens, by Hopper's kernels, of all sequences of more than 32."""
     from bigla.triton import primitives
 
-    monkeypatch.setattr(primitives, 'SHORT_ON_HOPPER', dict.fromkeys(primitives.LONG, (32, 32)))
+    monkeypatch.setattr(primitives, 'SHORT_ON_HOPPER', dict.fromkeys(primitives.LONG, 32))
     monkeypatch.setattr(primitives, 'WHOLE', {})
 
 

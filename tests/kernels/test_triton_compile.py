@@ -17,12 +17,12 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from bigla.triton import forward, launch, primitives, unsupported  # noqa: E402
+from bigla.triton import _fake_bigla, _fake_mixer, forward, launch, primitives, unsupported  # noqa: E402
 from bigla.triton.backward import launch_backward  # noqa: E402
 from bigla.triton.casts import cast, scaled  # noqa: E402
 from bigla.triton.conv import launch_conv, launch_conv_grad  # noqa: E402
 from bigla.triton.decay import launch_decay_grad  # noqa: E402
-from bigla.triton.forward import buffers, launch_forward, walks  # noqa: E402
+from bigla.triton.forward import launch_forward, walks  # noqa: E402
 from bigla.triton.launch import KNOWN, loses_bits  # noqa: E402
 from bigla.triton.merge import Merge, launch_merge, launch_merge_grad  # noqa: E402
 from bigla.triton.mixer import launch_mixer, launch_mixer_grad  # noqa: E402
@@ -94,8 +94,10 @@ def compiled(monkeypatch) -> Callable[..., list]:
         v, do = (torch.empty(B, L, nh, V, dtype=dtype, device='meta') for _ in range(2))
         C = chunk_size(L, K, dtype)
         gates = Gates(g_fwd, g_bwd, False)
-        launch_forward(q, k, v, gates, 1.0, C, L <= C)
-        launch_backward(do, q, k, v, gates, *buffers(q, v, -(-L // C), L <= C), 1.0, C, L <= C)
+        o, *saved = launch_forward(q, k, v, gates, 1.0, C, L <= C)
+        fake = _fake_bigla(q, k, v, g_fwd, g_bwd, 1.0, False, C, L <= C, True)
+        assert [x.shape for x in (o, *saved)] == [x.shape for x in fake]
+        launch_backward(do, q, k, v, gates, *saved, 1.0, C, L <= C)
         C, by_hopper = longer_chunk(C, q, v, gates, True)
         NT = -(-L // C)
         joins = set() if NT == 1 else {'walk_kernel'} if walks(NT, B, nh) else {'state_kernel', 'scan_kernel'}
@@ -406,17 +408,16 @@ def launch_both(L: int, dims: int, nh: int, keep: bool = True, B: int = 2) -> No
     """The mixer, and its backward."""
     K = dims // (2 * nh)
     C = chunk_size(L, K, BF16)
-    projected, local, decay_weight, o = (
-        torch.empty(shape, dtype=BF16, device='meta')
-        for shape in ((B, L, 3 * dims + 16), (B, L, dims), (dims, 16), (B, L, nh, 2 * K))
+    projected, local, decay_weight = (
+        torch.empty(shape, dtype=BF16, device='meta') for shape in ((B, L, 3 * dims + 16), (B, L, dims), (dims, 16))
     )
     vectors = (torch.empty(n, device='meta') for n in (dims, dims, 2 * K, 2 * K))
     inputs, options = (projected, local, decay_weight, *vectors), (nh, 1e-6, True, C, L <= C)
-    launch_mixer(*inputs, *options, keep)
+    outputs = launch_mixer(*inputs, *options, keep)
+    assert [x.shape for x in outputs] == [x.shape for x in _fake_mixer(*inputs, *options, keep)]
     if keep:
-        saved = buffers(o[..., :K], o, -(-L // C), L <= C)
         with Sums() as sums:
-            launch_mixer_grad(sums, local, *inputs, o, *saved, *options)
+            launch_mixer_grad(sums, local, *inputs, *outputs[1:], *options)
 
 
 # As above, with the gates' expansion and the end of the mixer inside. For training, of short sequences, of long ones

@@ -30,7 +30,7 @@ from .mlp import (
     launch_residual_mlp_grad,
 )
 from .norm import Norm, launch_norm, launch_norm_grad
-from .primitives import INTERPRETED, Gates, chunk_size
+from .primitives import INTERPRETED, Gates, chunk_size, kept_chunk
 from .stem import launch_conv_norm, launch_conv_norm_grad, out_side
 from .sums import Sums
 
@@ -352,9 +352,12 @@ def _run_bigla(
 
 
 def _fake_bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one, keep):
-    B, L, nh, _ = q.shape
-    NT = (L + C - 1) // C
-    return v.new_empty(B, L, nh, v.shape[-1]), *buffers(q, v, NT, one, keep)
+    return v.new_empty(v.shape), *_fake_buffers(q, v, Gates(g_fwd, g_bwd, gate_logits), C, one, keep)
+
+
+def _fake_buffers(q: Tensor, v: Tensor, gates: Gates, C: int, one: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    C = kept_chunk(C, q, v, gates) if keep else C
+    return buffers(q, v, (q.shape[1] + C - 1) // C, one, keep)
 
 
 def _run_bigla_backward(
@@ -388,7 +391,7 @@ def _fake_mixer(projected, local, dw, db, gb, nw, lw, num_heads, eps, act, C, on
     K, V = dims // (2 * num_heads), dims // num_heads
     q, v = projected.new_empty(B, L, num_heads, K), projected.new_empty(B, L, num_heads, V)
     o = v if keep else v.new_empty(0, 0, 0, 0)
-    return local.new_empty(B, L, dims), o, *buffers(q, v, (L + C - 1) // C, one, keep)
+    return local.new_empty(B, L, dims), o, *_fake_buffers(q, v, Gates(q, q, True, dw, db), C, one, keep)
 
 
 def _run_mixer_backward(

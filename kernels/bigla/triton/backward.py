@@ -181,20 +181,24 @@ def grad_kernel(
 
 @triton.jit
 def load_entering(
-    state, total, i, d, n, step, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, v0,
+    state, total, i, c, NT, H, v0,
+    D: tl.constexpr, GRAD: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     SUMS: tl.constexpr,
 ):  # fmt: skip
-    """Columns v0.. of the state that enters chunk i, or, where `state` has SUMS, what n of these add up to, from chunk
-    i + n step on.
+    """Columns v0.. of the state of direction D that enters chunk c of NT, the i-th of all, or with GRAD its gradient.
+
+    Where `state` has SUMS, of what each chunk adds to it.
     """
     if not SUMS:
-        return load_state(state, i, d, K, V, BK, BV, v0)
+        return load_state(state, i, D, K, V, BK, BV, v0)
     else:
+        RIGHT: tl.constexpr = (D == 0) != GRAD  # it comes from the left
+        step = H if RIGHT else -H
+        at = i - (c if RIGHT else NT - 1 - c) * step
         X = tl.zeros([BK, BV], tl.float32)
-        at = i + n * step
         while at != i:
-            X = tl.exp2(load_total(total, at, d, K, BK))[:, None] * X + load_state(state, at, d, K, V, BK, BV, v0)
-            at -= step
+            X = tl.exp2(load_total(total, at, D, K, BK))[:, None] * X + load_state(state, at, D, K, V, BK, BV, v0)
+            at += step
         return X.to(state.dtype.element_ty).to(tl.float32)
 
 
@@ -246,10 +250,8 @@ def exact_grad_kernel(
                         dt += dot(v_, tl.trans(do_), PREC)
                         if not ONE:
                             for D in tl.static_range(2):
-                                before, behind = (c, NT - 1 - c) if D == 0 else (NT - 1 - c, c)
-                                step = -H if D == 0 else H
-                                S = load_entering(state, total, i, D, before, step, K, V, BK, BV, v0, SUMS)
-                                dS = load_entering(dstate, total, i, D, behind, -step, K, V, BK, BV, v0, SUMS)
+                                S = load_entering(state, total, i, c, NT, H, v0, D, False, K, V, BK, BV, SUMS)
+                                dS = load_entering(dstate, total, i, c, NT, H, v0, D, True, K, V, BK, BV, SUMS)
                                 uq = tl.exp2(pf if D == 0 else sb)
                                 uk = tl.exp2(sf if D == 0 else pb)
                                 x, y = operand(q_ * uq, PREC), operand(k_ * uk, PREC)
@@ -337,7 +339,7 @@ def launch_backward(
     tile = dict(K=K, V=V, C=C, BK=block(K), BV=cfg.BV, PREC=prec, num_stages=1, **gates.options())
     dstate = state
     if not one:
-        dstate = torch.empty_like(state[: N * 2 * K * V])
+        dstate = torch.empty_like(state)
         states(q, do, gates, dstate, total, scale / 2, cfg, True, by_hopper, **tile)
     strides = q_s, k_s, v_s, g_s, do_s, dk_s, dv_s, dg_s
     if by_hopper:

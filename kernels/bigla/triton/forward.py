@@ -387,17 +387,15 @@ def launch_forward(
 
     Returns:
         o (B, L, nh, V) of v's dtype, or nothing where there is a `merge`, done by the same kernels, and no `keep`, and
-        states, totals and flags as in `buffers`, with room for those of chunks of C.
+        states, totals and flags as in `buffers`, of as many chunks as `kept_chunk` makes of L.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
     if merge is None and is_whole(q, v, gates, keep):
         return launch_whole(q, k, v, gates, scale), *buffers(q, v, 0, one, False)
-    longer, by_hopper = longer_chunk(C, q, v, gates, keep)
-    # What is returned has room for chunks of C, so that its size is one of L, whatever L is.
-    state, total, hard = buffers(q, v, ceil_div(L, C if keep else longer), one)
-    C = longer
+    C, by_hopper = longer_chunk(C, q, v, gates, keep)
     NT = ceil_div(L, C)
+    state, total, hard = buffers(q, v, NT, one)
     N = B * NT * H
     cfg = config(C, K, V, q.dtype)
     fused = merge is not None and block(V) <= cfg.BV

@@ -103,8 +103,8 @@ LONG = {
 # For the kernels that all GPUs have: tokens of all sequences and heads, and of a sequence that is not long.
 LONG_FROM = {16: 150_000, 32: 0}
 SHORT = 512
-# Tokens of a sequence up to which those serve better than Hopper's, by K: without gradients, and with them.
-SHORT_ON_HOPPER = {16: (64, 32), 32: (128, 32)}
+# Tokens of a sequence up to which, without gradients, those serve better than Hopper's, by K.
+SHORT_ON_HOPPER = {16: 64, 32: 128}
 WHOLE = {32: (32, 256)}  # the same, of which Hopper has all in one program, without gradients: more than, and at most
 WHOLE_FROM = 32  # such programs: fewer take longer than the many that work on parts of the sequences
 OTHERS = 3  # chunks of a sequence whose states each chunk adds up itself on Hopper, beside its own; more have a scan
@@ -151,9 +151,18 @@ def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tupl
     if not KNOWN or q.dtype != torch.bfloat16:
         return C, False
     if hopper_takes(q, v, gates):
-        return (LONG[K].C, True) if SHORT_ON_HOPPER[K][keep] < L else (C, False)
+        short = C if keep else SHORT_ON_HOPPER[K]
+        return (LONG[K].C, True) if short < L else (C, False)
     many = L > SHORT and LONG_FROM.get(block(K), math.inf) <= B * L * H
     return LONG[block(K)].C if many and not keep else C, False
+
+
+def kept_chunk(C: int, q: Tensor, v: Tensor, gates: Gates) -> int:
+    """Tokens of the chunks whose states are kept for gradients: `longer_chunk`, but the same for any L.
+
+    Of no more than C tokens there is one chunk either way.
+    """
+    return LONG[q.shape[-1]].C if hopper_takes(q, v, gates) else C
 
 
 def others(NT: int) -> int:

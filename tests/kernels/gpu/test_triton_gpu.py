@@ -420,10 +420,9 @@ def test_second_derivative(make):
         dq.sum().backward()
 
 
-def test_opcheck(make, short_everywhere):
-    """By the kernels that all GPUs have: of what is kept, Hopper's longer chunks leave some as they found it."""
-    short_everywhere()
-    inputs = make(1, 100, 2, 16, 32)
+@pytest.mark.parametrize('L', [20, 100, 300])
+def test_opcheck(L, make):
+    inputs = make(1, L, 2, 16, 32)
     torch.library.opcheck(torch.ops.bigla.bigla, (*inputs, 0.25, False, 32, False, True))
 
 

@@ -75,6 +75,12 @@ def state_at(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
     return state + (i.to(gl.int64) * 2 + D) * (K * V)
 
 
+@gluon.jit
+def total_at(total, i, D: gl.constexpr, K: gl.constexpr):
+    """Pointer to total[i, D]."""
+    return total + (i.to(gl.int64) * 2 + D) * K
+
+
 @gluon.constexpr_function
 def by_states(K: int, V: int) -> gl.BlockedLayout:
     """A program's threads on a state (K, V), each number once."""
@@ -94,8 +100,7 @@ def state_pointers(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
 @gluon.jit
 def total_pointers(total, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
     """To total[i, D], for the rows of a state.  (K)"""
-    kk = gl.arange(0, K, gl.SliceLayout(1, by_states(K, V)))
-    return total + ((i.to(gl.int64) * 2 + D) * K + kk)
+    return total_at(total, i, D, K) + gl.arange(0, K, gl.SliceLayout(1, by_states(K, V)))
 
 
 @gluon.jit
@@ -225,15 +230,6 @@ def ones(W: gl.constexpr, UPPER: gl.constexpr, STRICT: gl.constexpr = False):
 
 
 @gluon.jit
-def put_ones(to):
-    """1 where the row is behind the column."""
-    BY: gl.constexpr = by_rows(TOKENS)
-    i = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))[:, None]
-    j = gl.arange(0, TOKENS, gl.SliceLayout(0, BY))[None, :]
-    to.store(gl.where(i > j, 1.0, 0.0).to(HALF))
-
-
-@gluon.jit
 def wait(N: gl.constexpr):
     """Until all but N groups of a thread's copies are there; `meet` has to follow, before anyone reads them.
 
@@ -260,10 +256,8 @@ def columns(p, W: gl.constexpr, LAYOUT: gl.constexpr):
 def store(p, stride, x, count, W: gl.constexpr):
     """`count` rows of x."""
     BY: gl.constexpr = by_own_rows(W)
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
-    w = gl.arange(0, W, gl.SliceLayout(0, BY))
-    x = gl.convert_layout(x.to(p.dtype.element_ty), BY)
-    gl.store(p + (r[:, None] * stride + w[None, :]), x, mask=(r < count)[:, None])
+    p_, m = rows_at(p, stride, count, TOKENS, W, W, BY)
+    gl.store(p_, gl.convert_layout(x.to(p.dtype.element_ty), BY), mask=m)
 
 
 @gluon.jit
@@ -271,9 +265,8 @@ def store_tile(p, stride, x, count):
     """`count` rows of x, a tile."""
     W: gl.constexpr = x.shape[1]
     BY: gl.constexpr = by_own_rows(W)
-    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
-    w = gl.arange(0, W, gl.SliceLayout(0, BY))
-    gl.store(p + (r[:, None] * stride + w[None, :]), x.load(BY), mask=(r < count)[:, None])
+    p, m = rows_at(p, stride, count, TOKENS, W, W, BY)
+    gl.store(p, x.load(BY), mask=m)
 
 
 @gluon.jit
@@ -415,7 +408,7 @@ def put_decays(
 @gluon.jit
 def half_total(total, index, D: gl.constexpr, K: gl.constexpr, LAYOUT: gl.constexpr):
     """Half the log2 decay over a chunk in direction D.  (1, K)"""
-    return columns(total + (index.to(gl.int64) * 2 + D) * K, K, LAYOUT) / 2
+    return columns(total_at(total, index, D, K), K, LAYOUT) / 2
 
 
 @gluon.jit
