@@ -197,6 +197,8 @@ def test_repeated_and_retained(make_inputs, run):
 def test_empty(shape, make_inputs, run):
     inputs = make_inputs(*shape, dtype=torch.float32)
     assert [x.shape for x in run(ours, inputs)] == [inputs[2].shape, *(x.shape for x in inputs)]
+    args = *(x.detach() for x in inputs), 0.25, False, 16, False, False
+    torch.library.opcheck(torch.ops.bigla.bigla, args, test_utils='test_faketensor')
 
 
 @pytest.mark.parametrize('one', [False, True])

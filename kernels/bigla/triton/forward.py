@@ -387,7 +387,7 @@ def launch_forward(
 
     Returns:
         o (B, L, nh, V) of v's dtype, or nothing where there is a `merge`, done by the same kernels, and no `keep`, and
-        states, totals and flags as in `buffers`, of as many chunks as `kept_chunk` makes of L.
+        states, totals and flags as in `buffers`; with `keep` of as many chunks as `kept_chunk` makes of L.
     """
     B, L, H, K = q.shape
     V = v.shape[-1]
@@ -401,9 +401,9 @@ def launch_forward(
     fused = merge is not None and block(V) <= cfg.BV
     keep_o = keep or not fused
     o = v.new_empty((B, L, H, V) if keep_o else (0, 0, 0, 0))
-    if N == 0:
-        return o, state, total, hard
     kept = (state, total, hard) if keep else buffers(q, v, NT, one, False)
+    if N == 0:
+        return o, *kept
     prec, limit = precision(q.dtype)
     if by_hopper:
         q, k, v, gates, merge = hopper.prepared(q, k, v, gates, merge)

@@ -125,8 +125,11 @@ def chunk_size(L: int, K: int, dtype: torch.dtype) -> int:
 
 
 def hopper_takes(q: Tensor, v: Tensor, gates: Gates) -> bool:
-    """Whether these are sizes that kernels of `hopper` are made for, on such a GPU."""
-    fits = q.shape[-1] in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
+    """Whether these are sizes that kernels of `hopper` are made for, and the current GPU is one.
+
+    Widths may be symbolic, but are known: kernels are made for each.
+    """
+    fits = int(q.shape[-1]) in LONG and v.shape[-1] in (32, 64) and gates.options()['RANK'] in (0, 16)
     return fits and KNOWN and q.dtype == torch.bfloat16 and capability() == 90 and not INTERPRETED
 
 
@@ -160,9 +163,10 @@ def longer_chunk(C: int, q: Tensor, v: Tensor, gates: Gates, keep: bool) -> tupl
 def kept_chunk(C: int, q: Tensor, v: Tensor, gates: Gates) -> int:
     """Tokens of the chunks whose states are kept for gradients: `longer_chunk`, but the same for any L.
 
-    Of no more than C tokens there is one chunk either way.
+    Of no more than C tokens, which never exceeds `LONG`, there is one chunk either way. Other GPUs may differ: what a
+    traced graph says of these states holds for the one that it was traced for.
     """
-    return LONG[q.shape[-1]].C if hopper_takes(q, v, gates) else C
+    return LONG[int(q.shape[-1])].C if hopper_takes(q, v, gates) else C
 
 
 def others(NT: int) -> int:

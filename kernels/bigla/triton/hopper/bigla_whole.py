@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrie
 
 from ..launch import begin, kernel
 from ..primitives import Gates, ceil_div, row, token_strides
-from .bigla_out import mask, pairs, put_keys, queries_from_end, scores_by_halvings
+from .bigla_out import put_keys, queries_from_end, scores_by_halvings
 from .chunks import (
     HALF,
     TOKENS,
@@ -26,6 +26,7 @@ from .chunks import (
     meet,
     product,
     put_decays,
+    put_ones,
     rows_of,
     store,
     sums,
@@ -160,8 +161,7 @@ def compute_hard(
     parts, own, behind = (pieces[0].index(0), pieces[1].index(0)), two_of(pieces[0].index(1), K), pieces[1].index(1)
     # In shared memory: of a left factor in registers that is the same in each turn of a loop, ptxas 12.8 left out parts
     # in the first one.
-    i, j = pairs(2 * K)
-    behind.store(mask(i > j))
+    put_ones(behind)
     for group in range(G):  # keys, as they have decayed until the chunk's ends
         left = group * TOKENS
         count = gl.minimum(L - left, TOKENS)

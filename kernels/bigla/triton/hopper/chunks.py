@@ -230,6 +230,15 @@ def ones(W: gl.constexpr, UPPER: gl.constexpr, STRICT: gl.constexpr = False):
 
 
 @gluon.jit
+def put_ones(to):
+    """1 where the row is behind the column."""
+    BY: gl.constexpr = by_rows(TOKENS)
+    i = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))[:, None]
+    j = gl.arange(0, TOKENS, gl.SliceLayout(0, BY))[None, :]
+    to.store(gl.where(i > j, 1.0, 0.0).to(HALF))
+
+
+@gluon.jit
 def wait(N: gl.constexpr):
     """Until all but N groups of a thread's copies are there; `meet` has to follow, before anyone reads them.
 
