@@ -26,7 +26,6 @@ from .chunks import (
     put_decays,
     put_weight,
     sums_of_both,
-    total_at,
     wait,
 )
 
@@ -39,7 +38,8 @@ def store_totals(total, index, x, end, chunks, H, D: gl.constexpr, K: gl.constex
     w = gl.arange(0, SIDE, gl.SliceLayout(0, x.type.layout))[None, :]
     r = gl.arange(0, TOKENS, gl.SliceLayout(1, x.type.layout))[:, None]
     here = (r == end) & (w // K < chunks)
-    gl.store(total_at(total, index, D, K) + gl.where(here, w // K * (2 * K * H) + w % K, 0), x, mask=here)
+    p = total + (index.to(gl.int64) * 2 + D) * K
+    gl.store(p + gl.where(here, w // K * (2 * K * H) + w % K, 0), x, mask=here)
 
 
 @gluon.jit

@@ -75,12 +75,6 @@ def state_at(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
     return state + (i.to(gl.int64) * 2 + D) * (K * V)
 
 
-@gluon.jit
-def total_at(total, i, D: gl.constexpr, K: gl.constexpr):
-    """Pointer to total[i, D]."""
-    return total + (i.to(gl.int64) * 2 + D) * K
-
-
 @gluon.constexpr_function
 def by_states(K: int, V: int) -> gl.BlockedLayout:
     """A program's threads on a state (K, V), each number once."""
@@ -100,7 +94,8 @@ def state_pointers(state, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
 @gluon.jit
 def total_pointers(total, i, D: gl.constexpr, K: gl.constexpr, V: gl.constexpr):
     """To total[i, D], for the rows of a state.  (K)"""
-    return total_at(total, i, D, K) + gl.arange(0, K, gl.SliceLayout(1, by_states(K, V)))
+    kk = gl.arange(0, K, gl.SliceLayout(1, by_states(K, V)))
+    return total + ((i.to(gl.int64) * 2 + D) * K + kk)
 
 
 @gluon.jit
@@ -265,8 +260,10 @@ def columns(p, W: gl.constexpr, LAYOUT: gl.constexpr):
 def store(p, stride, x, count, W: gl.constexpr):
     """`count` rows of x."""
     BY: gl.constexpr = by_own_rows(W)
-    p_, m = rows_at(p, stride, count, TOKENS, W, W, BY)
-    gl.store(p_, gl.convert_layout(x.to(p.dtype.element_ty), BY), mask=m)
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
+    w = gl.arange(0, W, gl.SliceLayout(0, BY))
+    x = gl.convert_layout(x.to(p.dtype.element_ty), BY)
+    gl.store(p + (r[:, None] * stride + w[None, :]), x, mask=(r < count)[:, None])
 
 
 @gluon.jit
@@ -274,8 +271,9 @@ def store_tile(p, stride, x, count):
     """`count` rows of x, a tile."""
     W: gl.constexpr = x.shape[1]
     BY: gl.constexpr = by_own_rows(W)
-    p, m = rows_at(p, stride, count, TOKENS, W, W, BY)
-    gl.store(p, x.load(BY), mask=m)
+    r = gl.arange(0, TOKENS, gl.SliceLayout(1, BY))
+    w = gl.arange(0, W, gl.SliceLayout(0, BY))
+    gl.store(p + (r[:, None] * stride + w[None, :]), x.load(BY), mask=(r < count)[:, None])
 
 
 @gluon.jit
@@ -417,7 +415,7 @@ def put_decays(
 @gluon.jit
 def half_total(total, index, D: gl.constexpr, K: gl.constexpr, LAYOUT: gl.constexpr):
     """Half the log2 decay over a chunk in direction D.  (1, K)"""
-    return columns(total_at(total, index, D, K), K, LAYOUT) / 2
+    return columns(total + (index.to(gl.int64) * 2 + D) * K, K, LAYOUT) / 2
 
 
 @gluon.jit
