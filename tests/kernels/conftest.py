@@ -40,19 +40,19 @@ GATES = {
 
 
 @pytest.fixture
-def short_everywhere(monkeypatch) -> Callable[[], None]:
-    """Called, has sequences of any length done by the kernels that all GPUs have, on Hopper, too."""
+def without_hopper(monkeypatch) -> Callable[[], None]:
+    """Called, has the operator and the mixer done by the kernels that all GPUs have."""
 
-    def short_everywhere() -> None:
+    def without_hopper() -> None:
         monkeypatch.setattr('bigla.triton.primitives.hopper_takes', lambda *_: False)
 
-    return short_everywhere
+    return without_hopper
 
 
 @pytest.fixture(params=['few chunks', 'many chunks'])
-def regime(request, short_everywhere, monkeypatch) -> str:
+def regime(request, without_hopper, monkeypatch) -> str:
     """Hard chunks are done by the output kernel, or by one of their own."""
-    short_everywhere()
+    without_hopper()
     monkeypatch.setattr('bigla.triton.forward.FEW', 10**9 if request.param == 'few chunks' else 0)
     return request.param
 
@@ -97,9 +97,9 @@ def whole_sequences(hopper, monkeypatch) -> None:
 
 
 @pytest.fixture(params=['walk', 'scan'])
-def states(request, short_everywhere, monkeypatch) -> str:
+def states(request, without_hopper, monkeypatch) -> str:
     """Those of few chunks are made by programs that walk, however few of them, or by a scan."""
-    short_everywhere()
+    without_hopper()
     monkeypatch.setattr('bigla.triton.forward.WALKERS', 0 if request.param == 'walk' else 10**9)
     return request.param
 

@@ -356,6 +356,7 @@ def _fake_bigla(q, k, v, g_fwd, g_bwd, scale, gate_logits, C, one, keep):
 
 
 def _fake_buffers(q: Tensor, v: Tensor, gates: Gates, C: int, one: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`buffers` as `launch_forward` returns them, for L that may be symbolic."""
     with torch.cuda.device_of(q):
         C = kept_chunk(C, q, v, gates) if keep else C
     return buffers(q, v, (q.shape[1] + C - 1) // C, one, keep)
